@@ -1,0 +1,34 @@
+"""What a person sees: escaped text, progress, warnings, tables."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Callable
+
+Say = Callable[[str], None]
+"""How the core tells what it is doing: one line of text, no terminal assumed."""
+
+
+def printable(text: str) -> str:
+    """Make text from the guest safe to print: control and format characters become escapes.
+
+    Escape sequences in a file name or an error message could otherwise retitle the terminal, move
+    the cursor over what we said, or fill the clipboard.
+    """
+    return "".join(_escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    if char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}:
+        return char
+    return char.encode("unicode_escape").decode()
+
+
+def say(line: str) -> None:
+    """Tell progress; on stderr, so that stdout carries only what was asked for."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def warn(line: str) -> None:
+    print(printable(f"warning: {line}"), file=sys.stderr, flush=True)

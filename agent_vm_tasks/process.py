@@ -1,0 +1,178 @@
+"""The one way to run a child process: argv in, result out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+import signal
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import AgentVMError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+log = logging.getLogger("agent-vm")
+
+
+@dataclass(frozen=True)
+class Result:
+    argv: tuple[str, ...]
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def ok(self) -> bool:
+        return self.status == 0
+
+    @property
+    def reason(self) -> str:
+        """The last line the program said: what usually names the trouble."""
+        lines = (self.stderr.strip() or self.stdout.strip()).splitlines()
+        return lines[-1].strip() if lines else f"exit status {self.status}"
+
+
+class ProcessError(AgentVMError):
+    """A program that had to succeed did not."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(f"{result.argv[0]} failed: {result.reason}")
+        self.result = result
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    check: bool = True,
+    stdin: str | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | Path | None = None,
+    timeout: float | None = None,
+    user: str | None = None,
+) -> Result:
+    """Run `argv` to its end, capturing what it says.
+
+    `env` is the whole environment; `timeout` is in seconds; `user` (root only) runs it as that
+    account. Raises ProcessError on a non-zero status unless `check` is false, and AgentVMError when
+    the program is missing or takes too long; then its whole process group is gone.
+    """
+    child = popen(argv, env=env, cwd=cwd, user=user)
+    try:
+        out, err = child.communicate((stdin or "").encode(), timeout)
+    except subprocess.TimeoutExpired:
+        kill(child)
+        raise AgentVMError(f"{argv[0]} gave no answer within {timeout:g} s") from None
+    except BaseException:
+        kill(child)
+        raise
+    result = Result(tuple(argv), child.returncode, _text(out), _text(err))
+    if check and not result.ok:
+        raise ProcessError(result)
+    return result
+
+
+def popen(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | Path | None = None,
+    user: str | None = None,
+    stdin: int = subprocess.PIPE,
+    stderr: int = subprocess.PIPE,
+) -> subprocess.Popen[bytes]:
+    """Start `argv` in a session of its own, so that `kill` ends it with its children."""
+    log.debug("run: %s", shlex.join(argv))
+    try:
+        return subprocess.Popen(
+            argv,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=env,
+            cwd=cwd,
+            start_new_session=True,
+            **_identity(user),
+        )
+    except FileNotFoundError:
+        raise AgentVMError(
+            f"{argv[0]} is not installed", "run `agent-vm setup`, or `agent-vm doctor` to see why"
+        ) from None
+    except PermissionError:
+        raise AgentVMError(f"{argv[0]} may not be executed by {user or 'this user'}") from None
+
+
+def follow(
+    argv: Sequence[str],
+    on_line: Callable[[str], None],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | Path | None = None,
+    user: str | None = None,
+) -> Result:
+    """Run `argv`, handing each line (or carriage-returned part) it prints on to `on_line`."""
+    child = popen(argv, env=env, cwd=cwd, user=user, stdin=subprocess.DEVNULL,
+                  stderr=subprocess.STDOUT)
+    said: list[str] = []
+    try:
+        for line in _parts(child):
+            said.append(line)
+            on_line(line)
+        status = child.wait()
+    except BaseException:
+        kill(child)
+        raise
+    return Result(tuple(argv), status, "\n".join(said), "")
+
+
+def interactive(argv: Sequence[str]) -> int:
+    """Run `argv` on this terminal and return its status; Ctrl-C is the program's, not ours."""
+    log.debug("run: %s", shlex.join(argv))
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return subprocess.run(argv, check=False, preexec_fn=_default_sigint).returncode  # noqa: PLW1509
+    except FileNotFoundError:
+        raise AgentVMError(f"{argv[0]} is not installed", "run `agent-vm setup`") from None
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def kill(child: subprocess.Popen[bytes]) -> None:
+    """End a child started here together with everything it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _default_sigint() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _identity(user: str | None) -> dict[str, Any]:
+    if user is None:
+        return {}
+    import pwd
+
+    account = pwd.getpwnam(user)
+    groups = os.getgrouplist(user, account.pw_gid)
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": groups}
+
+
+def _parts(child: subprocess.Popen[bytes]) -> Iterator[str]:
+    """Lines as they come; a carriage return (progress of git, apt) ends one, too."""
+    assert child.stdout is not None  # noqa: S101  popen() always pipes it
+    rest = b""
+    while chunk := os.read(child.stdout.fileno(), 65536):
+        *whole, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
+        yield from (_text(part) for part in whole if part.strip())
+    if rest.strip():
+        yield _text(rest)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
