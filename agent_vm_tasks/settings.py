@@ -1,0 +1,267 @@
+"""agent-vm.toml and the flags: what was asked for, checked, and where each value came from."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from . import checks, toml_file
+from .checks import GIB
+from .errors import AgentVMError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+FILE_NAME = "agent-vm.toml"
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Vm:
+    """The instance; `memory` and `disk` are in MiB, paths may begin with `~/`."""
+
+    name: str = "agent-vm"
+    cpus: int = 4
+    memory: int = 8 * GIB
+    disk: int = 100 * GIB
+    image: str = "auto"
+    vm_type: str = "auto"
+    accel: str = "auto"
+    ca_certs: Literal["auto"] | tuple[str, ...] = "auto"
+
+
+@dataclass(frozen=True)
+class Network:
+    ports: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Packages:
+    apt: tuple[str, ...] = ()
+    npm: tuple[str, ...] = ()
+    python: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Provision:
+    enabled: bool = True
+
+
+@dataclass(frozen=True)
+class Mount:
+    """`path` is the folder on the host; it may begin with `~/`."""
+
+    enabled: bool = True
+    path: str = "~/.agent-vm-mounts/workspace"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    include: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that was asked for; `sources` has the origin of each key path (`vm.cpus`)."""
+
+    vm: Vm = field(default_factory=Vm)
+    network: Network = field(default_factory=Network)
+    packages: Packages = field(default_factory=Packages)
+    provision: Provision = field(default_factory=Provision)
+    mount: Mount = field(default_factory=Mount)
+    workspace: Workspace = field(default_factory=Workspace)
+    sources: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(CHECKS, DEFAULT))
+
+
+_PATH = checks.text("a path that begins with / or ~/ and has no ..", checks.PATH)
+_RELATIVE = checks.text("a path inside the repository, without . or ..", checks.RELATIVE_PATH)
+_APT = checks.text("a Debian package's name", "[a-z0-9][a-z0-9+.:=~-]*(?<!-)")  # x- removes x
+_NPM = checks.text(
+    "an npm package like name, @scope/name or name@1.2",
+    "(@[a-z0-9][a-z0-9._-]*/)?[a-zA-Z0-9][a-zA-Z0-9._-]*(@[~^]?[a-zA-Z0-9][a-zA-Z0-9.+-]*)?",
+)
+_PYTHON = checks.text(
+    "a Python package like name, name[extra] or name==1.2",
+    r"[a-zA-Z0-9][a-zA-Z0-9._-]*(\[[a-zA-Z0-9._,-]+\])?((==|>=|~=)[a-zA-Z0-9.*+!]+)?",
+)
+_IMAGE = checks.text(
+    '"auto", "cloud", "build", a path from / or ~/, or an https URL without a password',
+    rf"auto|cloud|build|{checks.PATH}|https://[^\s/@]+/[^\s@]+",
+)
+
+CHECKS: Mapping[str, checks.Check] = {
+    "vm.name": checks.text(
+        "at most 31 lower-case letters, digits and hyphens, a letter first", "[a-z][a-z0-9-]{0,30}"
+    ),
+    "vm.cpus": checks.integer(1, 1024),
+    "vm.memory": checks.size(512, 4096 * GIB),
+    "vm.disk": checks.size(4 * GIB, 65536 * GIB),
+    "vm.image": _IMAGE,
+    "vm.vm_type": checks.text('"auto", "qemu" or "vz"', "auto|qemu|vz"),
+    "vm.accel": checks.text('"auto", "kvm" or "tcg"', "auto|kvm|tcg"),
+    "vm.ca_certs": checks.word_or_items("auto", "a list of files", _PATH),
+    "network.ports": checks.items(checks.integer(1024, 65535)),
+    "packages.apt": checks.items(_APT),
+    "packages.npm": checks.items(_NPM),
+    "packages.python": checks.items(_PYTHON),
+    "provision.enabled": checks.flag,
+    "mount.enabled": checks.flag,
+    "mount.path": _PATH,
+    "workspace.include": checks.items(_RELATIVE),
+}
+TABLES = tuple(dict.fromkeys(path.partition(".")[0] for path in CHECKS))
+SIZES = ("vm.memory", "vm.disk")
+
+USER_ONLY: Mapping[str, tuple[object, ...]] = {
+    "vm.image": ("auto", "cloud", "build"),
+    "vm.ca_certs": ("auto", ()),
+    "network.ports": (),
+    "mount.path": (),
+    "workspace.include": (),
+}
+"""Keys that count only in the user's own file, with the values a repository's may still have.
+
+An agent can change the repository's file: it may not give the VM more of the host.
+"""
+
+
+def load(cwd: Path | None = None) -> Settings:
+    """Read what is in force in `cwd`: the repository's file over the user's over the defaults."""
+    settings = _with_file(Settings(), user_file(), trusted=True)
+    here = _absolute(cwd)
+    if _inside(here, settings.mount.path):  # what lies there is the guest's
+        return settings
+    return _with_file(settings, repository_file(here), trusted=False)
+
+
+def with_vm(
+    settings: Settings,
+    *,
+    cpus: str | int | None = None,
+    memory: str | int | None = None,
+    disk: str | int | None = None,
+) -> Settings:
+    """Put the values of --vcpu, --memory and --disk, as typed, over `settings`."""
+    flags = (("vm.cpus", "--vcpu", cpus), ("vm.memory", "--memory", memory))
+    for path, flag, typed in (*flags, ("vm.disk", "--disk", disk)):
+        if typed is not None:
+            given = int(typed) if re.fullmatch("[0-9]{1,9}", str(typed)) else typed
+            settings = _with_values(settings, {path: CHECKS[path](flag, given)}, flag)
+    return settings
+
+
+def explicit(settings: Settings, path: str) -> bool:
+    """Tell whether a file or a flag set the key, `vm.cpus` for one."""
+    return settings.sources[path] != DEFAULT
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    """Give every value by its key path, written as agent-vm.toml would have it."""
+    values = {path: attrgetter(path)(settings) for path in CHECKS}
+    values |= {path: checks.size_text(values[path]) for path in SIZES}
+    return {path: list(v) if isinstance(v, tuple) else v for path, v in values.items()}
+
+
+def user_file() -> Path:
+    """Name the user's own file; as XDG has it, a relative XDG_CONFIG_HOME counts as unset."""
+    xdg = os.environ.get("XDG_CONFIG_HOME", "")
+    base = Path(xdg) if xdg.startswith("/") else _home(Path("~/.config"))
+    if not base.is_absolute():
+        raise UsageError("there is no home folder to look for settings in", "set HOME")
+    return base / "agent-vm" / "config.toml"
+
+
+def repository_file(here: Path) -> Path | None:
+    """Find the nearest agent-vm.toml from `here` up to the repository's top, else only in `here`.
+
+    A worktree's or a submodule's top has a file named .git instead of a folder.
+    """
+    folders = [here, *here.parents]
+    reach = next((n for n, folder in enumerate(folders, 1) if _present(folder / ".git")), 1)
+    return next((f / FILE_NAME for f in folders[:reach] if _present(f / FILE_NAME)), None)
+
+
+def _absolute(cwd: Path | None) -> Path:
+    try:
+        return Path(os.path.abspath(cwd or "."))  # noqa: PTH100  drops .. without a look at a mount
+    except FileNotFoundError:
+        raise AgentVMError("the working directory is gone", "change to one that exists") from None
+
+
+def _home(path: Path) -> Path:
+    return Path(os.path.expanduser(path))  # noqa: PTH111  Path's raises where there is no home
+
+
+def _inside(here: Path, mount: str) -> bool:
+    """Tell by its name whether `here` is in the mount: a look into a dead one may hang."""
+    point = _home(Path(mount))
+    real = Path(os.path.realpath(point.parent), point.name)
+    return here.is_relative_to(point) or here.is_relative_to(real)
+
+
+def _present(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # reading it tells why it cannot be read
+    return True
+
+
+def _with_file(settings: Settings, path: Path | None, *, trusted: bool) -> Settings:
+    if path is None or not _present(path):
+        return settings
+    file = toml_file.label(path)
+    values = dict(_entries(file, toml_file.read(path)))
+    if not trusted:
+        _refuse_user_only(file, values)
+    return _with_values(settings, values, file)
+
+
+def _with_values(settings: Settings, values: Mapping[str, Any], source: str) -> Settings:
+    for path, value in values.items():
+        table, _, key = path.partition(".")
+        changed: Any = replace(getattr(settings, table), **{key: value})
+        settings = replace(settings, **{table: changed})
+    return replace(settings, sources={**settings.sources, **dict.fromkeys(values, source)})
+
+
+def _refuse_user_only(file: str, values: Mapping[str, Any]) -> None:
+    mine, home = user_file(), _home(Path("~"))
+    shown = f"~/{mine.relative_to(home)}" if mine.is_relative_to(home) else mine
+    for key, value in values.items():
+        if key in USER_ONLY and value not in USER_ONLY[key]:
+            raise UsageError(
+                f"{file}: {key} only counts in {shown}",
+                "move it there: an agent can change the repository's file",
+            )
+
+
+def _entries(file: str, document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for table, content in document.items():
+        if table not in TABLES:
+            raise _unknown(file, table, TABLES, CHECKS)
+        if not isinstance(content, dict):
+            raise checks.wrong(f"{file}: {table}", "a table", content)
+        known = [path.partition(".")[2] for path in CHECKS if path.startswith(f"{table}.")]
+        for key, given in content.items():
+            if key not in known:
+                raise _unknown(file, f"{table}.{key}", known)
+            where = f"{file}: {table}.{key}"
+            checks.visible(where, given)
+            yield f"{table}.{key}", CHECKS[f"{table}.{key}"](where, given)
+
+
+def _unknown(
+    file: str, path: str, known: Iterable[str], elsewhere: Iterable[str] = ()
+) -> UsageError:
+    import difflib
+
+    close = difflib.get_close_matches(path.rpartition(".")[2], [*known, *elsewhere], 1)
+    hint = f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(known)}"
+    return UsageError(f"{file}: unknown key {path[:80]!r}", hint)

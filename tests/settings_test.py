@@ -1,0 +1,677 @@
+"""Settings: what is accepted, refused, found, and whose word counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import string
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from agent_vm_tasks import checks, settings
+from agent_vm_tasks.errors import AgentVMError, UsageError
+
+ROOT = Path(__file__).parent.parent
+SHARED_FILES = hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    return folder
+
+
+@pytest.fixture
+def repo(home: Path) -> Path:
+    folder = home / "repo"
+    (folder / ".git").mkdir(parents=True)
+    return folder
+
+
+def write_user(home: Path, text: str) -> Path:
+    path = home / ".config" / "agent-vm" / "config.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_repo(folder: Path, text: str) -> Path:
+    path = folder / "agent-vm.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def key_paths() -> set[str]:
+    empty = settings.Settings()
+    tables = {f.name: getattr(empty, f.name) for f in dataclasses.fields(empty)}
+    del tables["sources"]
+    return {f"{name}.{f.name}" for name, table in tables.items() for f in dataclasses.fields(table)}
+
+
+CPUS = "vm.cpus must be a whole number from 1 to 1024, not "
+MEMORY = 'vm.memory must be GiB or a size like "8GiB", from 512MiB to 4096GiB, not '
+DISK = 'vm.disk must be GiB or a size like "8GiB", from 4GiB to 65536GiB, not '
+NAME = "vm.name must be at most 31 lower-case letters, digits and hyphens, a letter first, not "
+IMAGE = (
+    'vm.image must be "auto", "cloud", "build", a path from / or ~/, '
+    "or an https URL without a password, not "
+)
+CERTS = 'vm.ca_certs must be "auto" or a list of files, not '
+APT = "packages.apt[{}] must be a Debian package's name, not "
+NPM = "packages.npm[0] must be an npm package like name, @scope/name or name@1.2, not "
+PYTHON = "packages.python[0] must be a Python package like name, name[extra] or name==1.2, not "
+PORT = "network.ports[{}] must be a whole number from 1024 to 65535, not "
+INSIDE = "workspace.include[1] must be a path inside the repository, without . or .., not "
+VISIBLE = "{} must be text without control characters and '{{{{', not "
+HOST = " must be a path that begins with / or ~/ and has no .., not "
+
+BAD = [
+    # numbers
+    ("[vm]\ncpus = true", CPUS + "true"),
+    ("[vm]\ncpus = 0", CPUS + "0"),
+    ("[vm]\ncpus = -4", CPUS + "-4"),
+    ("[vm]\ncpus = 1025", CPUS + "1025"),
+    ("[vm]\ncpus = 4.0", CPUS + "4.0"),
+    ("[vm]\ncpus = nan", CPUS + "nan"),
+    ('[vm]\ncpus = "4"', CPUS + "'4'"),
+    ("[vm]\ncpus = [4]", CPUS + "a list"),
+    ("[vm]\ncpus = {count = 4}", CPUS + "a table"),
+    ("[vm]\ncpus = 2020-01-01", CPUS + "2020-01-01"),
+    ("[vm]\ncpus = 99999999999999999999", CPUS + "a number beyond all use"),
+    (f"[vm]\ncpus = 0x{'f' * 9000}", CPUS + "a number beyond all use"),
+    (f"[vm]\ncpus = {'9' * 9000}", "agent-vm.toml:2: not valid TOML"),
+    # sizes
+    ("[vm]\nmemory = true", MEMORY + "true"),
+    ("[vm]\nmemory = -1", MEMORY + "-1"),
+    ("[vm]\nmemory = 0", MEMORY + "0"),
+    ("[vm]\nmemory = 8.5", MEMORY + "8.5"),
+    ("[vm]\nmemory = 8192", MEMORY + "8192"),
+    ('[vm]\nmemory = "511MiB"', MEMORY + "'511MiB'"),
+    ('[vm]\nmemory = "8"', MEMORY + "'8'"),
+    ('[vm]\nmemory = "eight"', MEMORY + "'eight'"),
+    ('[vm]\nmemory = "8TiB"', MEMORY + "'8TiB'"),
+    ('[vm]\nmemory = "-8GiB"', MEMORY + "'-8GiB'"),
+    ('[vm]\nmemory = "\\uFF18GiB"', MEMORY + "'\uff18GiB'"),
+    ('[vm]\nmemory = "8GiB\\nmounts:\\n- location: /"', VISIBLE.format("vm.memory")),
+    ('[vm]\nmemory = "8GiB\\n"', VISIBLE.format("vm.memory") + r"'8GiB\n'"),
+    ("[vm]\ndisk = 3", DISK + "3"),
+    ('[vm]\ndisk = "4095MiB"', DISK + "'4095MiB'"),
+    (f'[vm]\ndisk = "{"9" * 5000}GiB"', f"not '{'9' * 57}...'"),
+    # words
+    ('[vm]\nname = ""', NAME + "''"),
+    ('[vm]\nname = "Agent"', NAME),
+    ('[vm]\nname = "-x"', NAME),
+    ('[vm]\nname = "a/../b"', "not 'a/../b'"),
+    ('[vm]\nname = "a$(id)"', "not 'a$(id)'"),
+    (f'[vm]\nname = "{"a" * 32}"', f"not '{'a' * 32}'"),
+    ("[vm]\nname = 7", NAME + "7"),
+    ('[vm]\nname = "{{.Home}}"', VISIBLE.format("vm.name") + "'{{.Home}}'"),
+    ('[vm]\nname = "vm\\u202E"', VISIBLE.format("vm.name") + r"'vm\u202e'"),
+    ('[vm]\nvm_type = "wsl2"', 'vm.vm_type must be "auto", "qemu" or "vz", not \'wsl2\''),
+    ("[vm]\nvm_type = []", 'vm.vm_type must be "auto", "qemu" or "vz", not a list'),
+    ('[vm]\naccel = "KVM"', 'vm.accel must be "auto", "kvm" or "tcg", not \'KVM\''),
+    ("[vm]\naccel = false", 'vm.accel must be "auto", "kvm" or "tcg", not false'),
+    # where the disk and the certificates come from
+    ('[vm]\nimage = "debian"', IMAGE + "'debian'"),
+    ('[vm]\nimage = "images/x.qcow2"', "not 'images/x.qcow2'"),
+    ('[vm]\nimage = "http://host/x.qcow2"', "not 'http://host/x.qcow2'"),
+    ('[vm]\nimage = "/a/../b"', "not '/a/../b'"),
+    ('[vm]\nimage = "~root/x"', "not '~root/x'"),
+    ('[vm]\nimage = "/x/{{.Dir}}"', VISIBLE.format("vm.image") + "'/x/{{.Dir}}'"),
+    ('[vm]\nca_certs = "none"', CERTS + "'none'"),
+    ("[vm]\nca_certs = true", CERTS + "true"),
+    ('[vm]\nca_certs = ["ca.pem"]', "vm.ca_certs[0]" + HOST + "'ca.pem'"),
+    ('[vm]\nca_certs = ["/a.pem", "/b\\u0007"]', VISIBLE.format("vm.ca_certs") + r"'/b\x07'"),
+    # packages
+    ('[packages]\napt = "git"', "packages.apt must be a list, not 'git'"),
+    ('[packages]\napt = ["git", "-oDebug::X=1"]', APT.format(1) + "'-oDebug::X=1'"),
+    ('[packages]\napt = ["a$(id)"]', APT.format(0) + "'a$(id)'"),
+    ('[packages]\napt = ["sudo-"]', APT.format(0) + "'sudo-'"),
+    ('[packages]\napt = [""]', APT.format(0) + "''"),
+    ("[packages]\napt = [1]", APT.format(0) + "1"),
+    ('[packages]\napt = [["git"]]', APT.format(0) + "a list"),
+    ('[packages]\napt = ["git", "git"]', "packages.apt names 'git' more than once"),
+    ("[packages]\napt = {git = true}", "packages.apt must be a list, not a table"),
+    ('[packages]\nnpm = ["user/repo"]', NPM + "'user/repo'"),
+    ('[packages]\nnpm = ["--global"]', "not '--global'"),
+    ('[packages]\nnpm = ["@/x"]', "not '@/x'"),
+    ('[packages]\nnpm = ["@é/x"]', "not '@é/x'"),
+    ('[packages]\nnpm = ["git+https://me:hunter2@host/x"]', "not 'git+https://***@host/x'"),
+    ('[packages]\npython = ["ruff; id"]', PYTHON + "'ruff; id'"),
+    ('[packages]\npython = ["-r/etc/passwd"]', "not '-r/etc/passwd'"),
+    ('[packages]\npython = ["x @ https://h/x.whl"]', "not 'x @ https://h/x.whl'"),
+    # switches
+    ("[provision]\nenabled = 1", "provision.enabled must be true or false, not 1"),
+    ('[provision]\nenabled = "yes"', "provision.enabled must be true or false, not 'yes'"),
+    ("[mount]\nenabled = []", "mount.enabled must be true or false, not a list"),
+    # the host's side
+    ('[mount]\npath = "mnt"', "mount.path" + HOST + "'mnt'"),
+    ('[mount]\npath = "~/../x"', "not '~/../x'"),
+    ('[mount]\npath = "/"', "not '/'"),
+    ('[mount]\npath = "~"', "not '~'"),
+    ('[mount]\npath = ""', "mount.path" + HOST + "''"),
+    ("[network]\nports = 8080", "network.ports must be a list, not 8080"),
+    ("[network]\nports = [80]", PORT.format(0) + "80"),
+    ("[network]\nports = [8080, 65536]", PORT.format(1) + "65536"),
+    ('[network]\nports = ["8080"]', PORT.format(0) + "'8080'"),
+    ("[network]\nports = [8080, 3000, 8080]", "network.ports names 8080 more than once"),
+    ('[workspace]\ninclude = [".env", "/etc/passwd"]', INSIDE + "'/etc/passwd'"),
+    ('[workspace]\ninclude = ["a/../../b"]', "not 'a/../../b'"),
+    ('[workspace]\ninclude = [".."]', "not '..'"),
+    ('[workspace]\ninclude = ["."]', "not '.'"),
+    ('[workspace]\ninclude = ["~/.ssh"]', "not '~/.ssh'"),
+    ('[workspace]\ninclude = ".env"', "workspace.include must be a list, not '.env'"),
+    # keys and tables
+    ("[vm]\nmem0ry = 8", "unknown key 'vm.mem0ry'; did you mean 'memory'?"),
+    ("[vm]\nvcpu = 8", "unknown key 'vm.vcpu'; did you mean 'cpus'?"),
+    ("[vm]\nxyz = 8", "unknown key 'vm.xyz'; known here: name, cpus, memory, disk"),
+    ('[vm]\n"a\\nb" = 8', r"unknown key 'vm.a\nb'"),
+    ("[nework]\nports = []", "unknown key 'nework'; did you mean 'network'?"),
+    ("[package]\napt = []", "unknown key 'package'; did you mean 'packages'?"),
+    ("cpus = 4", "unknown key 'cpus'; did you mean 'vm.cpus'?"),
+    ("[qqq]", "unknown key 'qqq'; known here: vm, network, packages"),
+    ("vm = 4", "vm must be a table, not 4"),
+    ("[[vm]]\ncpus = 4", "vm must be a table, not a list"),
+    # not TOML
+    ("[vm]\ncpus = 4\ncpus = 5", "agent-vm.toml:3: not valid TOML: Cannot overwrite a value"),
+    ("[vm]\n[vm]", "agent-vm.toml:2: not valid TOML: Cannot declare ('vm',) twice"),
+    ("[vm]\n\ncpus: 4", "agent-vm.toml:3: not valid TOML: Expected '=' after a key"),
+    ("[vm]\ncpus =", "agent-vm.toml:2: not valid TOML: Invalid value"),
+    ('[vm]\nname = "x', "agent-vm.toml:2: not valid TOML"),
+    ("x = " + "[" * 5000, "agent-vm.toml: lists or tables are nested too deeply"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "fragment"), BAD, ids=range(len(BAD)))
+def test_bad_input_is_one_line_that_names_the_culprit(
+    repo: Path, home: Path, text: str, fragment: str
+) -> None:
+    path = write_repo(repo, text)
+    with pytest.raises(UsageError) as caught:
+        settings.load(repo)
+    said = str(caught.value)
+    assert fragment in said
+    assert said.startswith(str(path))
+    assert caught.value.status == 2
+    assert "\n" not in said
+    assert len(said) < len(str(path)) + 250
+    path.rename(write_user(home, ""))  # the user's own file is held to the same rules
+    same = fragment.replace("agent-vm.toml", "config.toml")
+    with pytest.raises(UsageError, match=re.escape(same)):
+        settings.load(repo)
+
+
+def test_the_table_of_bad_inputs_is_large() -> None:
+    assert len(BAD) >= 60
+
+
+def test_a_password_in_a_url_is_not_repeated(home: Path, repo: Path) -> None:
+    write_user(home, '[vm]\nimage = "https://me:hunter2@host/x.qcow2"')
+    with pytest.raises(UsageError) as caught:
+        settings.load(repo)
+    assert "https://***@host/x.qcow2" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+GOOD = [
+    ("vm.cpus", "1024", 1024),
+    ("vm.memory", "16", 16384),
+    ("vm.memory", '"8GiB"', 8192),
+    ("vm.memory", '"8 GB"', 8192),
+    ("vm.memory", '"8gb"', 8192),
+    ("vm.memory", '"8G"', 8192),
+    ("vm.memory", '"512MiB"', 512),
+    ("vm.memory", '"6000 M"', 6000),
+    ("vm.disk", "4", 4096),
+    ("vm.name", '"vm-2"', "vm-2"),
+    ("vm.name", f'"{"a" * 31}"', "a" * 31),
+    ("vm.image", '"build"', "build"),
+    ("vm.image", '"~/images/debian 13.qcow2"', "~/images/debian 13.qcow2"),
+    ("vm.image", '"/srv/x.qcow2"', "/srv/x.qcow2"),
+    ("vm.image", '"https://host:8443/a/x.qcow2?v=1"', "https://host:8443/a/x.qcow2?v=1"),
+    ("vm.ca_certs", '"auto"', "auto"),
+    ("vm.ca_certs", "[]", ()),
+    ("vm.ca_certs", '["~/ca.pem", "/etc/ca..pem"]', ("~/ca.pem", "/etc/ca..pem")),
+    ("packages.apt", '["g++", "git=1:2.47.3-0+deb13u1", "libc6:i386", "7zip"]',
+     ("g++", "git=1:2.47.3-0+deb13u1", "libc6:i386", "7zip")),
+    ("packages.npm", '["@scope/name@1.2.3-rc.1", "prettier", "JSONStream", "x@^1.2", "y@latest"]',
+     ("@scope/name@1.2.3-rc.1", "prettier", "JSONStream", "x@^1.2", "y@latest")),
+    ("packages.python", '["ruff", "httpie[socks,x]==3.2.*", "Py_Thing~=1.0"]',
+     ("ruff", "httpie[socks,x]==3.2.*", "Py_Thing~=1.0")),
+    ("provision.enabled", "false", False),
+    ("mount.enabled", "false", False),
+    ("mount.path", '"/mnt/agents/"', "/mnt/agents/"),
+    ("network.ports", "[1024, 65535]", (1024, 65535)),
+    ("workspace.include", '[".env", "config/lokal é.json", "..a"]',
+     (".env", "config/lokal é.json", "..a")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "text", "value"), GOOD)
+def test_good_values_arrive_exactly(
+    home: Path, repo: Path, path: str, text: str, value: object
+) -> None:
+    table, key = path.split(".")
+    write_user(home, f"[{table}]\n{key} = {text}")
+    found = attrgetter(path)(settings.load(repo))
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_without_files_the_defaults_are_in_force(repo: Path) -> None:
+    found = settings.load(repo)
+    assert found == settings.Settings()
+    assert (found.vm.cpus, found.vm.memory, found.vm.disk) == (4, 8192, 102400)
+    assert set(found.sources) == key_paths()
+    assert set(found.sources.values()) == {"default"}
+
+
+def test_settings_cannot_be_changed_in_place(repo: Path) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.load(repo).vm.cpus = 5  # type: ignore[misc]
+
+
+def test_every_key_of_the_dataclasses_is_checked() -> None:
+    assert set(settings.CHECKS) == key_paths()
+
+
+def test_repository_beats_user_beats_default_key_by_key(home: Path, repo: Path) -> None:
+    mine = write_user(home, "[vm]\ncpus = 6\nmemory = 6\n")
+    theirs = write_repo(repo, "[vm]\nmemory = 12\n")
+    found = settings.load(repo)
+    assert (found.vm.cpus, found.vm.memory, found.vm.disk) == (6, 12288, 102400)
+    assert found.sources["vm.cpus"] == str(mine)
+    assert found.sources["vm.memory"] == str(theirs)
+    assert found.sources["vm.disk"] == "default"
+
+
+def test_flags_win_and_say_so(home: Path, repo: Path) -> None:
+    write_user(home, "[vm]\ncpus = 6\n")
+    write_repo(repo, "[vm]\nmemory = 12\n")
+    before = settings.load(repo)
+    found = settings.with_vm(before, cpus="8", memory="16", disk="200GiB")
+    assert (found.vm.cpus, found.vm.memory, found.vm.disk) == (8, 16384, 204800)
+    paths = ("vm.cpus", "vm.memory", "vm.disk", "vm.name")
+    assert [found.sources[p] for p in paths] == ["--vcpu", "--memory", "--disk", "default"]
+    assert before.vm.memory == 12288
+    assert settings.with_vm(before) == before
+
+
+@pytest.mark.parametrize("typed", ["16", 16, "16GiB", "16 GB", "16384MiB"])
+def test_a_size_flag_takes_what_the_file_takes(typed: str | int) -> None:
+    assert settings.with_vm(settings.Settings(), memory=typed).vm.memory == 16384
+
+
+@pytest.mark.parametrize("flag", ["--vcpu", "--memory", "--disk"])
+@pytest.mark.parametrize(
+    "typed", ["0", "-1", "4.5", "x", "", " ", "4\n", "٤", "1e3", "True", True, "9" * 5000, "{{8}}"]
+)
+def test_a_bad_flag_is_named(flag: str, typed: str | int) -> None:
+    key = {"--vcpu": "cpus", "--memory": "memory", "--disk": "disk"}[flag]
+    given_flags: dict[str, Any] = {key: typed}
+    with pytest.raises(UsageError) as caught:
+        settings.with_vm(settings.Settings(), **given_flags)
+    assert str(caught.value).startswith(f"{flag} must be ")
+    assert caught.value.status == 2
+    assert "\n" not in str(caught.value)
+
+
+def test_explicit_tells_set_from_default(repo: Path) -> None:
+    write_repo(repo, "[vm]\ncpus = 4\n")
+    found = settings.with_vm(settings.load(repo), disk="50")
+    assert settings.explicit(found, "vm.cpus")
+    assert settings.explicit(found, "vm.disk")
+    assert not settings.explicit(found, "vm.memory")
+    with pytest.raises(KeyError):
+        settings.explicit(found, "vm.cpu")
+
+
+def test_a_sub_folder_finds_the_file_at_the_top(repo: Path) -> None:
+    write_repo(repo, "[vm]\ncpus = 3\n")
+    deep = repo / "src" / "deep"
+    deep.mkdir(parents=True)
+    assert settings.load(deep).vm.cpus == 3
+    assert settings.load(deep / ".." / "..").vm.cpus == 3
+
+
+def test_the_nearest_file_wins(repo: Path) -> None:
+    write_repo(repo, "[vm]\ncpus = 3\n")
+    (repo / "part").mkdir()
+    write_repo(repo / "part", "[vm]\ncpus = 5\n")
+    assert settings.load(repo / "part").vm.cpus == 5
+
+
+def test_the_search_ends_at_the_repositorys_top(home: Path, repo: Path) -> None:
+    write_repo(home, "[vm]\ncpus = 3\n")
+    assert settings.load(repo).vm.cpus == 4
+
+
+def test_a_worktree_ends_the_search_like_a_repository(repo: Path) -> None:
+    write_repo(repo, "[vm]\ncpus = 3\n")
+    tree = repo / "trees" / "fix"
+    (tree / "src").mkdir(parents=True)
+    assert settings.load(tree / "src").vm.cpus == 3
+    (tree / ".git").write_text("gitdir: ../../.git/worktrees/fix\n")
+    assert settings.load(tree / "src").vm.cpus == 4
+    write_repo(tree, "[vm]\ncpus = 5\n")
+    assert settings.load(tree / "src").vm.cpus == 5
+
+
+def test_outside_a_repository_only_the_folder_itself_counts(home: Path) -> None:
+    (home / "a" / "b").mkdir(parents=True)
+    write_repo(home / "a", "[vm]\ncpus = 3\n")
+    assert settings.load(home / "a").vm.cpus == 3
+    assert settings.load(home / "a" / "b").vm.cpus == 4
+
+
+def test_the_working_directory_is_where_it_starts(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_repo(repo, "[vm]\ncpus = 3\n")
+    monkeypatch.chdir(repo)
+    assert settings.load().vm.cpus == 3
+
+
+def test_a_working_directory_that_is_gone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = home / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(AgentVMError, match="working directory is gone"):
+        settings.load()
+
+
+def test_xdg_config_home_is_respected(
+    home: Path, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_user(home, "[vm]\ncpus = 3\n")
+    other = home / "else" / "agent-vm" / "config.toml"
+    other.parent.mkdir(parents=True)
+    other.write_text("[vm]\ncpus = 7\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "else"))
+    assert settings.load(repo).vm.cpus == 7
+    monkeypatch.setenv("XDG_CONFIG_HOME", "else")  # as the specification says: to be ignored
+    monkeypatch.chdir(home)
+    assert settings.load(repo).vm.cpus == 3
+
+
+def test_a_home_that_is_no_path_is_an_error(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "relative")
+    with pytest.raises(UsageError, match=r"no home folder.*set HOME"):
+        settings.load(repo)
+
+
+def test_what_lies_in_the_mount_is_not_read(home: Path) -> None:
+    guest = home / ".agent-vm-mounts" / "workspace" / "repo-main"
+    guest.mkdir(parents=True)
+    write_repo(guest, "[vm]\ncpus = 3\n")
+    assert settings.load(guest).vm.cpus == 4
+    (home / "x").mkdir()
+    assert settings.load(home / "x" / ".." / guest.relative_to(home)).vm.cpus == 4
+    write_user(home, f'[mount]\npath = "{home}/link/ws"\n')
+    assert settings.load(guest).vm.cpus == 3
+    (home / "link").symlink_to(home / "real")
+    (home / "real" / "ws").mkdir(parents=True)
+    write_repo(home / "real" / "ws", "[vm]\ncpus = 3\n")
+    assert settings.load(home / "real" / "ws").vm.cpus == 4
+    assert settings.load(home / "link" / "ws").vm.cpus == 4
+
+
+LOOSER = [
+    ("network.ports", "[8080]"),
+    ("mount.path", '"/mnt/x"'),
+    ("workspace.include", '[".env"]'),
+    ("vm.ca_certs", '["/etc/ca.pem"]'),
+    ("vm.image", '"/srv/x.qcow2"'),
+    ("vm.image", '"~/x.qcow2"'),
+    ("vm.image", '"https://host/x.qcow2"'),
+]
+
+
+@pytest.mark.parametrize(("path", "text"), LOOSER)
+def test_a_repository_cannot_open_the_host(
+    home: Path, repo: Path, path: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, key = path.split(".")
+    file = write_repo(repo, f"[{table}]\n{key} = {text}\n")
+    with pytest.raises(UsageError) as caught:
+        settings.load(repo)
+    assert str(caught.value) == (
+        f"{file}: {path} only counts in ~/.config/agent-vm/config.toml; "
+        "move it there: an agent can change the repository's file"
+    )
+    assert caught.value.status == 2
+    monkeypatch.setenv("XDG_CONFIG_HOME", f"/data{home}")
+    elsewhere = re.escape(f"only counts in /data{home}/agent-vm/config.toml")
+    with pytest.raises(UsageError, match=elsewhere):
+        settings.load(repo)
+
+
+@pytest.mark.parametrize(("path", "text"), LOOSER)
+def test_the_user_can(home: Path, repo: Path, path: str, text: str) -> None:
+    table, key = path.split(".")
+    mine = write_user(home, f"[{table}]\n{key} = {text}\n")
+    assert settings.load(repo).sources[path] == str(mine)
+
+
+@pytest.mark.parametrize("folder", ["outside", "repo/sub"])
+def test_no_other_place_of_the_file_is_trusted(home: Path, repo: Path, folder: str) -> None:
+    (home / folder).mkdir(parents=True)
+    write_repo(home / folder, "[network]\nports = [8080]\n")
+    with pytest.raises(UsageError, match=r"network\.ports only counts in"):
+        settings.load(home / folder)
+
+
+def test_a_repository_may_set_the_rest(repo: Path) -> None:
+    allowed = {
+        "vm": {
+            "name": "x", "cpus": 1, "memory": 1, "disk": 4, "accel": "tcg", "vm_type": "qemu",
+            "image": "build", "ca_certs": [],
+        },
+        "packages": {"apt": ["git"], "npm": ["x"], "python": ["y"]},
+        "provision": {"enabled": False},
+        "mount": {"enabled": False},
+    }  # fmt: skip
+    write_repo(repo, tomli_w.dumps(allowed))
+    found = settings.load(repo)
+    assert found.vm == settings.Vm("x", 1, 1024, 4096, "build", "qemu", "tcg", ())
+    assert not found.mount.enabled
+    write_repo(repo, '[vm]\nca_certs = "auto"\nimage = "auto"\n')
+    assert settings.load(repo).vm.ca_certs == "auto"
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_fine(repo: Path) -> None:
+    (repo / "agent-vm.toml").write_bytes(b"\xef\xbb\xbf[vm]\r\ncpus = 3\r\n")
+    assert settings.load(repo).vm.cpus == 3
+
+
+def bad_file(path: Path, kind: str) -> None:
+    makers: dict[str, Any] = {
+        "directory": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "broken link": lambda: path.symlink_to("nowhere"),
+        "loop": lambda: path.symlink_to(path.name),
+        "large": lambda: path.write_text("#" * (1024 * 1024 + 1)),
+        "latin-1": lambda: path.write_bytes(b"# caf\xe9\n"),
+        "utf-16": lambda: path.write_text("[vm]\n", encoding="utf-16"),
+        "empty array of the largest size": lambda: path.write_text("x=[" + " " * 1048572 + "]"),
+    }
+    makers[kind]()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("directory", "is not a regular file"),
+        ("pipe", "is not a regular file"),
+        ("device", "is not a regular file"),
+        ("broken link", "cannot be read: No such file or directory"),
+        ("loop", "cannot be read: Too many levels of symbolic links"),
+        ("large", "is larger than 1 MiB"),
+        ("latin-1", "is not UTF-8 text (byte 5)"),
+        ("utf-16", "is not UTF-8 text (byte 0)"),
+        ("empty array of the largest size", ": unknown key 'x'; known here"),
+    ],
+)
+@pytest.mark.parametrize("owner", ["repository", "user"])
+def test_what_is_no_settings_file_is_said_in_one_line(
+    home: Path, repo: Path, kind: str, said: str, owner: str
+) -> None:
+    path = write_user(home, "") if owner == "user" else repo / "agent-vm.toml"
+    path.unlink(missing_ok=True)
+    bad_file(path, kind)
+    with pytest.raises(UsageError) as caught:
+        settings.load(repo)
+    assert str(caught.value).startswith(f"{path}{'' if said.startswith(':') else ' '}{said}")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unreadable_file_is_not_passed_over(home: Path, repo: Path) -> None:
+    path = write_user(home, "[vm]\ncpus = 3\n")
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user reads everything")
+    with pytest.raises(UsageError, match=r"config\.toml cannot be read: Permission denied"):
+        settings.load(repo)
+    path.parent.chmod(0)
+    try:
+        with pytest.raises(UsageError, match=r"config\.toml cannot be read: Permission denied"):
+            settings.load(repo)
+    finally:
+        path.parent.chmod(0o700)
+
+
+def test_a_path_with_a_newline_stays_on_one_line(home: Path) -> None:
+    folder = home / "two\nlines"
+    folder.mkdir()
+    write_repo(folder, "[vm]\ncpus = 0\n")
+    with pytest.raises(UsageError, match=r"two\\nlines/agent-vm\.toml: vm\.cpus"):
+        settings.load(folder)
+
+
+def test_the_repositorys_own_file_loads_and_names_every_key(repo: Path) -> None:
+    text = (ROOT / "agent-vm.toml").read_text(encoding="utf-8")
+    write_repo(repo, text)
+    settings.load(repo)
+    seen, table = set(), ""
+    for line in text.splitlines():
+        if heading := re.match(r"\[(\w+)\]", line):
+            table = heading[1]
+        elif key := re.match(r"(?:# )?(\w+) = ", line):
+            seen.add(f"{table}.{key[1]}")
+    assert seen == key_paths()
+
+
+def test_the_defaults_that_the_own_file_shows_are_true(home: Path, repo: Path) -> None:
+    text = (ROOT / "agent-vm.toml").read_text(encoding="utf-8")
+    shown = re.sub(r"^(\w.*)$", r"#\1", text, flags=re.MULTILINE)
+    shown = re.sub(r"Default:\n# ", "\n", shown)
+    write_user(home, shown)
+    found = settings.load(repo)
+    commented = [path for path, source in found.sources.items() if source != "default"]
+    assert len(commented) == 8
+    assert settings.plain(found) == settings.plain(settings.Settings())
+
+
+@given(st.integers(512, 4096 * 1024))
+def test_a_size_survives_being_written_and_read(mebibytes: int) -> None:
+    text = checks.size_text(mebibytes)
+    assert checks.size(512, 4096 * 1024)("x", text) == mebibytes
+
+
+@given(st.text() | st.integers() | st.floats() | st.booleans() | st.none())
+def test_a_size_is_a_number_in_range_or_an_error(value: object) -> None:
+    try:
+        found = checks.size(512, 4096 * 1024)("vm.memory", value)
+    except UsageError as error:
+        assert error.message.startswith("vm.memory must be ")  # noqa: PT017
+    else:
+        assert type(found) is int
+        assert 512 <= found <= 4096 * 1024
+
+
+words = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=12)
+folders = st.lists(words, min_size=1, max_size=4).map("/".join)
+documents = st.fixed_dictionaries(
+    {},
+    optional={
+        "vm": st.fixed_dictionaries(
+            {},
+            optional={
+                "name": words.map(lambda word: f"a{word}"),
+                "cpus": st.integers(1, 1024),
+                "memory": st.integers(512, 4096 * 1024).map(checks.size_text),
+                "disk": st.integers(4096, 65536 * 1024).map(checks.size_text),
+                "image": st.sampled_from(["auto", "cloud", "build"]) | folders.map("/{}".format),
+                "vm_type": st.sampled_from(["auto", "qemu", "vz"]),
+                "accel": st.sampled_from(["auto", "kvm", "tcg"]),
+                "ca_certs": st.just("auto")
+                | st.lists(folders.map("~/{}".format), unique=True, max_size=3),
+            },
+        ),
+        "network": st.fixed_dictionaries(
+            {"ports": st.lists(st.integers(1024, 65535), unique=True, max_size=5)}
+        ),
+        "packages": st.fixed_dictionaries(
+            {}, optional=dict.fromkeys(["apt", "npm", "python"], st.lists(words, unique=True))
+        ),
+        "mount": st.fixed_dictionaries({"enabled": st.booleans()}),
+        "workspace": st.fixed_dictionaries({"include": st.lists(folders, unique=True)}),
+    },
+)
+
+
+@SHARED_FILES
+@given(documents)
+def test_what_is_written_is_what_is_loaded(
+    home: Path, repo: Path, document: dict[str, dict[str, Any]]
+) -> None:
+    mine = write_user(home, tomli_w.dumps(document))
+    found = settings.load(repo)
+    written = {f"{table}.{key}": v for table, keys in document.items() for key, v in keys.items()}
+    plain = settings.plain(found)
+    assert {path: plain[path] for path in written} == written
+    assert {p for p, source in found.sources.items() if source == str(mine)} == set(written)
+
+
+@SHARED_FILES
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_any_file_at_all_gives_settings_or_a_usage_error(repo: Path, raw: bytes) -> None:
+    (repo / "agent-vm.toml").write_bytes(raw)
+    try:
+        settings.load(repo)
+    except UsageError as error:
+        assert str(repo / "agent-vm.toml") in str(error)  # noqa: PT017
+
+
+leaves = st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.dates()
+values = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=2)
+)
+
+
+@SHARED_FILES
+@given(st.sampled_from(sorted(settings.CHECKS)), values)
+def test_any_value_of_any_key_gives_settings_or_names_the_key(
+    home: Path, repo: Path, path: str, value: object
+) -> None:
+    table, key = path.split(".")
+    write_user(home, tomli_w.dumps({table: {key: value}}))
+    try:
+        settings.load(repo)
+    except UsageError as error:
+        assert f"config.toml: {path}" in str(error)  # noqa: PT017
