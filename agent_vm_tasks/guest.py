@@ -1,0 +1,149 @@
+"""The way into the VM: OpenSSH over one warm connection, and Fabric for composition."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+from . import data, process, render, state
+from .errors import AgentVMError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fabric import Connection
+    from invoke.context import Context
+
+    from .lima import Instance
+
+SSH_FAILED = 255
+"""ssh(1)'s own exit status when the connection, not the remote command, fails."""
+
+
+class UnreachableError(AgentVMError):
+    """ssh could not get in, or lost the connection."""
+
+
+def attach(instance: Instance) -> None:
+    """Write our ssh configuration for a running instance; its port changes at each start."""
+    name = instance.name
+    disconnect(name)
+    text = render.ssh_config(
+        name=name,
+        user=render.GUEST_USER,
+        port=instance.ssh_port,
+        identity=instance.dir.parent / "_config" / "user",
+        known_hosts=known_hosts(name),
+        control_path=state.control_path(name),
+    )
+    state.write(config(name), text)
+
+
+def config(name: str) -> Path:
+    return state.folder(name) / "ssh.config"
+
+
+def known_hosts(name: str) -> Path:
+    return state.folder(name) / "known_hosts"
+
+
+def ssh(name: str, *options: str) -> list[str]:
+    return ["ssh", "-F", str(config(name)), *options, name]
+
+
+def connected(name: str) -> bool:
+    """Whether the warm connection's master lives; asks it, opens nothing."""
+    if not state.control_path(name).exists():
+        return False
+    return process.run(ssh(name, "-O", "check"), check=False, timeout=10).ok
+
+
+def warm_up(name: str) -> None:
+    """Open the shared connection; raises UnreachableError."""
+    result = process.run([*ssh(name), "true"], check=False, timeout=60)
+    if not result.ok:
+        raise UnreachableError(
+            f"the VM {name} runs, but ssh does not get in: {result.reason}", "see `agent-vm logs`"
+        )
+
+
+def disconnect(name: str) -> None:
+    """End the warm connection, if there is one."""
+    if state.control_path(name).exists() and config(name).exists():
+        process.run(ssh(name, "-O", "exit"), check=False, timeout=10)
+    state.control_path(name).unlink(missing_ok=True)
+
+
+def script(name: str, file: str, *args: str, timeout: float | None = 120) -> list[str]:
+    """Run common/scripts/`file` in the guest; the NUL-ended fields it prints.
+
+    One ssh session: the script goes in on stdin. Raises UnreachableError when ssh fails, and
+    AgentVMError with the script's last words when it does not succeed.
+    """
+    remote = shlex.join(["bash", "-s", "--", *args])
+    result = process.run([*ssh(name), remote], stdin=data.script(file), check=False, timeout=timeout)
+    if result.status == SSH_FAILED:
+        raise UnreachableError(f"the VM cannot be reached: {result.reason}", "see `agent-vm status`")
+    if not result.ok:
+        raise AgentVMError(result.reason)
+    return result.stdout.split("\0")[:-1]
+
+
+def enter(name: str, remote: str) -> int:
+    """Run a remote command on this terminal; a pseudo-terminal when both ends are one."""
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    return process.interactive([*ssh(name, *(["-t"] if terminal else [])), remote])
+
+
+def connection(name: str, c: Context | None = None) -> Connection:
+    """An open Fabric Connection into the VM, with the flags and settings of the context `c`.
+
+    Fabric's own habits are switched off: it would take any host key, offer the user's agent and
+    keys, and wait 40 ms a command for delayed acknowledgements.
+    Raises UnreachableError.
+    """
+    import socket
+
+    from paramiko.ssh_exception import SSHException
+
+    made = _connection(name, c)
+    try:
+        made.open()
+    except (OSError, SSHException) as error:
+        raise UnreachableError(f"the VM cannot be reached: {error}", "see `agent-vm status`") from None
+    made.transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return made
+
+
+def _connection(name: str, c: Context | None) -> Connection:
+    from fabric import Config, Connection
+    from invoke.config import Config as InvokeConfig
+    from paramiko import RejectPolicy
+
+    source = c.config if c is not None else InvokeConfig()
+    settings: Any = source.clone(into=Config)
+    settings.set_runtime_ssh_path(str(config(name)))
+    settings.load_ssh_config()
+    made = Connection(
+        name,
+        config=settings,
+        forward_agent=False,
+        connect_timeout=10,
+        connect_kwargs={"allow_agent": False, "look_for_keys": False},
+    )
+    keys = made.client.get_host_keys()
+    kind, key = _host_key(name)
+    keys.add(f"[{made.host}]:{made.port}", kind, key)
+    made.client.set_missing_host_key_policy(RejectPolicy())
+    return made
+
+
+def _host_key(name: str) -> tuple[str, Any]:
+    """The pinned host key, as paramiko wants it."""
+    from base64 import b64decode
+
+    from paramiko import Ed25519Key
+
+    _, kind, encoded, *_ = known_hosts(name).read_text("utf-8").split()
+    return kind, Ed25519Key(data=b64decode(encoded))

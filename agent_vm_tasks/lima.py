@@ -1,0 +1,226 @@
+"""limactl: list, create, start, stop, delete, edit. Nothing else calls limactl."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import host, process
+from .errors import AgentVMError
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Mapping
+
+    from .console import Say
+
+MIB = 1024 * 1024
+START_TIMEOUT = 30 * 60
+"""Seconds until a boot is given up; an emulated first boot takes a minute or two."""
+
+_PASSED_ON = (
+    "LANG", "LIMA_HOME", "PATH", "TMPDIR", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR",
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+    "SSL_CERT_DIR", "SSL_CERT_FILE",
+)  # fmt: skip
+
+# What the programs under limactl write when a start is lost, and what a user can do about it.
+_FATAL = (
+    ("Kernel panic", "the guest's kernel panicked", ""),
+    ("Could not access KVM", "KVM cannot be used", 'set accel = "tcg" under [vm]'),
+    ("failed to set MSR", "KVM is broken on this machine", 'set accel = "tcg" under [vm]'),
+    ("Could not set up host forwarding rule", "the VM's ssh port was taken", "try again"),
+    ("No space left on device", "the disk is full", "make room and try again"),
+)
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What `limactl list` says of one instance."""
+
+    name: str
+    status: str
+    dir: Path
+    cpus: int
+    memory: int
+    disk: int
+    ssh_port: int
+    vm_type: str
+    errors: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def running(self) -> bool:
+        """Lima's word for "its processes live"; the guest may still be booting."""
+        return self.status == "Running"
+
+
+def find(name: str) -> Instance | None:
+    """The instance of that name, or None.
+
+    Asks by name and with a template: `--format json` fails for all when one instance is odd
+    (Lima 2.2.0, cmd/limactl/list.go).
+    """
+    result = _limactl("list", "--format", "{{json .}}", name, check=False, timeout=30)
+    if "No instance matching" in result.stderr and not result.stdout.strip():
+        return None
+    if not result.ok:
+        raise AgentVMError(f"limactl list failed: {_message(result)}")
+    try:
+        return _instance(json.loads(result.stdout))
+    except (ValueError, KeyError, TypeError) as error:
+        raise AgentVMError(f"limactl list gave no usable answer for {name}: {error!r}") from None
+
+
+def create(name: str, yaml: str) -> None:
+    """Make the instance without booting it."""
+    result = _limactl("create", f"--name={name}", "--tty=false", "-", stdin=yaml, check=False)
+    if not result.ok:
+        raise AgentVMError(f"limactl could not create {name}: {_message(result)}", _advice(result))
+
+
+def start(instance: Instance, say: Say, extra_env: Mapping[str, str]) -> None:
+    """Boot the instance and wait until ssh answers.
+
+    `limactl start` sits on a panicked guest until its time-out and leaves processes behind; so its
+    logs are watched here. Raises AgentVMError, with the VM stopped, when the boot is lost.
+    """
+    argv = [host.limactl(), "start", "--tty=false", f"--timeout={START_TIMEOUT}s", instance.name]
+    user = host.service_user()
+    child = process.popen(argv, env={**environment(), **extra_env}, cwd="/", user=user)
+    try:
+        _watch(child, instance.dir, say)
+    except BaseException:
+        process.kill(child)
+        stop(instance.name, force=True)
+        raise
+
+
+def stop(name: str, *, force: bool = False) -> None:
+    """Power the VM down; with `force` by ending its processes (never fails)."""
+    if force:
+        _limactl("stop", "--tty=false", "--force", name, check=False, timeout=60)
+        return
+    result = _limactl("stop", "--tty=false", name, check=False, timeout=240)
+    if not result.ok:
+        raise AgentVMError(f"limactl could not stop {name}: {_message(result)}")
+
+
+def delete(name: str) -> None:
+    """Remove the instance with its disk; raises AgentVMError when it is still there after."""
+    result = _limactl("delete", "--tty=false", "--force", name, check=False, timeout=120)
+    if find(name) is not None:
+        raise AgentVMError(f"limactl could not delete {name}: {_message(result)}")
+
+
+def environment() -> dict[str, str]:
+    """A small environment for limactl and what it starts: none of the user's API keys."""
+    kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    sbin = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+    kept["PATH"] = f"{kept['PATH']}:{sbin}" if "PATH" in kept else sbin
+    return {**kept, "HOME": str(host.service_home())}
+
+
+def log_tail(folder: Path, name: str, lines: int = 5) -> str:
+    """The end of one of the instance's logs, as one line."""
+    try:
+        text = (folder / name).read_text("utf-8", "replace")
+    except OSError:
+        return ""
+    return " | ".join(line.strip() for line in text.splitlines()[-lines:] if line.strip())
+
+
+def _watch(child: subprocess.Popen[bytes], folder: Path, say: Say) -> None:
+    """Follow the boot through Lima's logs until `limactl start` ends."""
+    began, told = time.monotonic(), ""
+    while child.poll() is None:
+        _raise_if_lost(folder)
+        step = _step(folder)
+        if step and step != told:
+            say(f"  {step} ({time.monotonic() - began:.0f} s)")
+            told = step
+        time.sleep(0.25)
+    if child.returncode:
+        _raise_if_lost(folder)
+        err = child.stderr.read().decode("utf-8", "replace") if child.stderr else ""
+        raise AgentVMError(f"the VM did not start: {_last_message(err)}", f"see {folder}/*.log")
+
+
+def _raise_if_lost(folder: Path) -> None:
+    for name in ("serial.log", "ha.stderr.log"):
+        tail = _end_of(folder / name)
+        for sign, meaning, advice in _FATAL:
+            if sign in tail:
+                hint = f"{advice}; see {folder / name}" if advice else f"see {folder / name}"
+                raise AgentVMError(f"the VM did not start: {meaning}", hint)
+
+
+def _step(folder: Path) -> str:
+    """What Lima waits for, in our words."""
+    tail = _end_of(folder / "ha.stderr.log")
+    if "final requirement" in tail:
+        return "the guest finishes booting"
+    if "ssh" in tail and "is satisfied" in tail:
+        return "ssh answers"
+    return "the guest boots" if (folder / "serial.log").exists() else ""
+
+
+def _end_of(path: Path, size: int = 65536) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - size))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _limactl(
+    *args: str, check: bool = True, stdin: str | None = None, timeout: float | None = None
+) -> process.Result:
+    return process.run(
+        [host.limactl(), *args],
+        check=check,
+        stdin=stdin,
+        env=environment(),
+        cwd="/",
+        timeout=timeout,
+        user=host.service_user(),
+    )
+
+
+def _instance(entry: dict[str, Any]) -> Instance:
+    return Instance(
+        name=entry["name"],
+        status=entry["status"] or "Unknown",
+        dir=Path(entry["dir"]),
+        cpus=int(entry.get("cpus", 0)),
+        memory=int(entry.get("memory", 0)) // MIB,
+        disk=int(entry.get("disk", 0)) // MIB,
+        ssh_port=int(entry.get("sshLocalPort", 0)),
+        vm_type=entry.get("vmType", ""),
+        errors=tuple(str(error) for error in entry.get("errors") or ()),
+        config=entry.get("config") or {},
+    )
+
+
+def _message(result: process.Result) -> str:
+    return _last_message(result.stderr) or result.reason
+
+
+def _last_message(stderr: str) -> str:
+    """The text of the last log line limactl wrote: time="…" level=fatal msg="…"."""
+    for line in reversed(stderr.splitlines()):
+        if "level=fatal" in line or "level=error" in line:
+            _, _, text = line.partition('msg="')
+            return text.removesuffix('"').replace('\\"', '"')
+    lines = stderr.strip().splitlines()
+    return lines[-1] if lines else "limactl said nothing"
+
+
+def _advice(result: process.Result) -> str:
+    return next((advice for sign, _, advice in _FATAL if sign in result.stderr), "")

@@ -1,0 +1,126 @@
+"""Jinja2 templates -> Lima YAML, ssh config, provisioning scripts."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from . import data
+from .errors import AgentVMError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from jinja2 import Environment
+
+    from .image import Image
+    from .settings import Settings
+
+GUEST_USER = "agent"
+GUEST_HOME = "/home/agent"
+
+
+def environment() -> Environment:
+    """The templates, with the filters that make a value safe where it goes."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    env = Environment(
+        loader=FileSystemLoader(data.root() / "templates"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701  shell and YAML, not HTML
+    )
+    env.filters |= {"yaml": _yaml, "sh": shlex.quote, "ssh": _ssh}
+    return env
+
+
+def lima_yaml(settings: Settings, images: Sequence[Image], host_key: str) -> str:
+    """The instance's Lima configuration. `host_key` is the guest's private ssh host key (PEM)."""
+    env = environment()
+    vm = settings.vm
+    boot_script = env.get_template("boot.sh.j2").render(host_key=host_key.strip())
+    return env.get_template("lima.yaml.j2").render(
+        vm_type=None if vm.vm_type == "auto" else vm.vm_type,
+        cpus=vm.cpus,
+        memory=f"{vm.memory}MiB",
+        disk=f"{vm.disk}MiB",
+        images=[_image(image) for image in images],
+        legacy_bios=platform.machine() == "x86_64" and platform.system() == "Linux",
+        ports=settings.network.ports,
+        ca_certs=_certificates(settings),
+        boot_script=boot_script,
+    )
+
+
+def ssh_config(  # noqa: PLR0913  one argument a line of the file
+    *, name: str, user: str, port: int, identity: Path, known_hosts: Path, control_path: Path
+) -> str:
+    return environment().get_template("ssh.config.j2").render(
+        name=name,
+        user=user,
+        port=int(port),
+        identity=identity,
+        known_hosts=known_hosts,
+        control_path=control_path,
+    )
+
+
+def _image(image: Image) -> dict[str, Any]:
+    """Lima's form of an image; entries with nothing in them are left out."""
+    entry: dict[str, Any] = {"location": image.location, "arch": _arch()}
+    if image.digest:
+        entry["digest"] = image.digest
+    if image.kernel:
+        entry["kernel"] = {"location": image.kernel, "cmdline": image.cmdline}
+        entry["initrd"] = {"location": image.initrd}
+    return entry
+
+
+def _arch() -> str:
+    machine = platform.machine()
+    return "aarch64" if machine == "arm64" else machine
+
+
+def _certificates(settings: Settings) -> list[str]:
+    """PEM texts of the authorities the guest trusts besides Debian's.
+
+    "auto" takes those that were added to this host's own store; on Linux these are the files in
+    /usr/local/share/ca-certificates (update-ca-certificates(8)).
+    """
+    from pathlib import Path
+
+    wanted = settings.vm.ca_certs
+    if wanted == "auto":
+        paths = sorted(Path("/usr/local/share/ca-certificates").glob("**/*.crt"))
+    else:
+        paths = [Path(name).expanduser() for name in wanted]
+    return [_certificate(path) for path in paths]
+
+
+def _certificate(path: Path) -> str:
+    try:
+        text = path.read_text("ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AgentVMError(f"vm.ca_certs: {path} cannot be read: {error}") from None
+    if "BEGIN CERTIFICATE" not in text or "PRIVATE KEY" in text:
+        raise AgentVMError(f"vm.ca_certs: {path} is not a PEM certificate")
+    return text
+
+
+def _yaml(value: Any) -> str:  # noqa: ANN401  any plain value
+    """One line of YAML."""
+    import yaml
+
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
+def _ssh(path: object) -> str:
+    """A path in ssh_config(5): quoted, and % is not a token there."""
+    text = str(path)
+    if "\n" in text:
+        raise AgentVMError(f"the path {text!r} cannot be used: it holds a line break")
+    return '"{}"'.format(text.replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"'))
