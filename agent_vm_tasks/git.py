@@ -1,0 +1,109 @@
+"""The one hardened way to run git on the host.
+
+The guest's answers are hostile input and the user's own configuration was not written with that in
+mind, so transfers run without it: no hooks, signing, submodules, tags, url rewriting or helpers.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import TYPE_CHECKING
+
+from . import guest, process
+from .errors import AgentVMError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_SAFE = {
+    "core.fsmonitor": "false",
+    "core.hooksPath": "/dev/null",
+    "fetch.uriProtocols": "",
+    "gc.auto": "0",
+    "maintenance.auto": "false",
+    "protocol.allow": "never",
+    "protocol.ssh.allow": "always",
+    "push.followTags": "false",
+    "push.gpgSign": "false",
+    "push.recurseSubmodules": "no",
+    "submodule.recurse": "false",
+    "transfer.bundleURI": "false",
+    "transfer.fsckObjects": "true",
+}
+
+# What would point git elsewhere than at the folder it is told to work in (git(1), ENVIRONMENT).
+_STEERING = (
+    "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR",
+    "GIT_NAMESPACE", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_PREFIX",
+)  # fmt: skip
+
+
+def run(repository: Path, *args: str, check: bool = True) -> process.Result:
+    """Git as the user has it set up, for questions about their own repository; no hooks."""
+    env = {key: value for key, value in os.environ.items() if key not in _STEERING}
+    argv = ["git", "-C", str(repository), "-c", "core.hooksPath=/dev/null", *args]
+    return process.run(argv, env={**env, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}, check=check)
+
+
+def output(repository: Path, *args: str) -> str:
+    return run(repository, *args).stdout.strip()
+
+
+def transfer(
+    repository: Path, name: str, *args: str, on_line: Callable[[str], None] | None = None
+) -> process.Result:
+    """Hardened git that talks to the VM `name`; the result's status is the caller's to judge.
+
+    `on_line` gets git's progress, which carries text from the guest: print it escaped.
+    """
+    options = [part for key, value in _SAFE.items() for part in ("-c", f"{key}={value}")]
+    # Ownership was checked by the user's own git before; their safe.directory is out of sight here.
+    options += ["-c", f"safe.directory={repository}"]
+    argv = ["git", "-C", str(repository), *options, *args]
+    env = _environment(name)
+    if on_line is None:
+        return process.run(argv, env=env, check=False)
+    return process.follow(argv, on_line, env=env)
+
+
+def check_branch(branch: str) -> None:
+    """Refuse what is not the plain name of a branch; raises UsageError naming the rule."""
+    import unicodedata
+
+    def refuse(rule: str) -> None:
+        raise UsageError(f"{branch!r} is not a branch name: {rule}", "give a name such as fix-login")
+
+    if not branch:
+        refuse("it is empty")
+    if branch.startswith("-"):
+        refuse("it starts with a dash")
+    if branch in {"@", "HEAD"} or branch.startswith("refs/"):
+        refuse("git gives that name another meaning")
+    if any(unicodedata.category(char) in {"Cc", "Cf", "Cs"} for char in branch):
+        refuse("it holds control or formatting characters")
+    if len(branch.encode()) > 200:  # noqa: PLR2004
+        refuse("it is longer than 200 bytes")
+    if not process.run(["git", "check-ref-format", f"refs/heads/{branch}"], check=False).ok:
+        refuse("git does not allow it (git-check-ref-format(1))")
+
+
+def _environment(name: str) -> dict[str, str]:
+    return {
+        "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+        "HOME": "/nonexistent",
+        "LC_ALL": "C",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_LFS_SKIP_SMUDGE": "1",
+        "GIT_SSH_COMMAND": shlex.join(["ssh", "-F", str(guest.config(name))]),
+        "GIT_SSH_VARIANT": "ssh",
+        "GIT_TERMINAL_PROMPT": "0",
+    }
+
+
+def explain(result: process.Result, doing: str) -> AgentVMError:
+    lines = [line for line in (result.stderr or result.stdout).splitlines() if line.strip()]
+    said = next((line for line in lines if line.startswith(("fatal:", "error:"))), result.reason)
+    return AgentVMError(f"{doing} failed: {said}")

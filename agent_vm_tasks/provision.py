@@ -1,0 +1,152 @@
+"""What is installed in the guest, in stages, each once per content.
+
+The stages are rendered here, sent over a Fabric connection as one archive and run by
+common/scripts/provision.sh, which keeps a stamp and a log for each in the guest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shlex
+import tarfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import data, guest, render
+from .errors import AgentVMError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from invoke.context import Context
+
+    from .console import Say
+    from .settings import Settings
+
+AGENTS = ("@anthropic-ai/claude-code",)
+LOGS = "/var/log/agent-vm"
+SENTINEL = ".claude.json"
+"""The home file whose presence shows that the archive of home files was unpacked."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A root shell script; `stamp` changes with whatever it installs."""
+
+    name: str
+    script: str
+    stamp: str
+
+
+def stages(settings: Settings) -> tuple[Stage, ...]:
+    """Every stage, in the order they run."""
+    versions = _versions()
+    apt = (*data.package_list("apt-packages.txt"), *settings.packages.apt)
+    npm = [_pinned(name, versions) for name in (*AGENTS, *settings.packages.npm)]
+    home = _home_archive()
+    return (
+        _stage("packages", packages=apt),
+        _stage("users"),
+        _stage("node", uv=versions["uv"], node=versions["node"]),
+        _stage("npm", packages=npm),
+        _stage("home", sentinel=SENTINEL, extra=home),
+    )
+
+
+def run(settings: Settings, say: Say, c: Context | None = None) -> None:
+    """Bring the guest to what the settings ask for; stages that are in force are skipped.
+
+    Raises AgentVMError naming the stage that failed, its log and the log's last lines.
+    """
+    wanted = stages(settings)
+    connection = guest.connection(settings.vm.name, c)
+    with connection:
+        folder = connection.run("mktemp -d", hide=True, in_stream=False).stdout.strip()
+        target = f"{folder}/provision.tar"
+        connection.put(io.BytesIO(_archive(wanted)), target)
+        listener = _Listener(say)
+        result = connection.run(
+            f"tar -xf {shlex.quote(target)} -C {shlex.quote(folder)} && "
+            f"sudo bash {shlex.quote(folder)}/provision.sh",
+            hide="stderr", warn=True, in_stream=False, out_stream=listener,
+        )  # fmt: skip
+    if not result.ok:
+        raise AgentVMError(
+            f"provisioning failed in stage {listener.stage or 'start'}: "
+            f"{listener.complaint or result.stderr.strip() or 'no reason given'}",
+            f"its log is {LOGS}/{listener.stage}.log in the VM; `agent-vm start` resumes there",
+        )
+
+
+class _Listener(io.StringIO):
+    """Fabric's output stream: the runner's `@` lines become progress, the rest a complaint."""
+
+    def __init__(self, say: Say) -> None:
+        super().__init__()
+        self.say = say
+        self.stage = ""
+        self.complaint = ""
+        self.rest = ""
+
+    def write(self, text: str) -> int:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            self._line(line)
+        return len(text)
+
+    def _line(self, line: str) -> None:
+        event, _, rest = line.partition(" ")
+        if event == "@start":
+            self.stage = rest
+            self.say(f"  installing: {rest}")
+        elif event == "@done":
+            self.say(f"  installed: {rest} s")
+        elif event == "@failed":
+            self.stage = rest
+        elif line.strip() and not line.startswith("@"):
+            self.complaint = line.strip()
+
+
+def _stage(name: str, *, extra: bytes = b"", **values: object) -> Stage:
+    script = render.environment().get_template(f"provision/{name}.sh.j2").render(values)
+    return Stage(name, script, hashlib.sha256(script.encode() + extra).hexdigest()[:16])
+
+
+def _versions() -> dict[str, str]:
+    pairs = (line.partition("=") for line in data.package_list("versions.txt"))
+    return {name: version for name, _, version in pairs}
+
+
+def _pinned(package: str, versions: dict[str, str]) -> str:
+    return f"{package}@{versions[package]}" if package in versions else package
+
+
+def _archive(wanted: tuple[Stage, ...]) -> bytes:
+    """One tar with the runner, the list of stages and stamps, their scripts, and the home files."""
+    plan = "".join(f"{stage.name} {stage.stamp}\n" for stage in wanted)
+    runner = data.script("provision.sh").encode()
+    files = {"provision.sh": runner, "plan": plan.encode(), "home.tar": _home_archive()}
+    files |= {f"{stage.name}.sh": stage.script.encode() for stage in wanted}
+    return _tar({name: (content, 0o644) for name, content in files.items()})
+
+
+def _home_archive() -> bytes:
+    top = data.root() / "common" / "homedir"
+    paths = sorted(path for path in top.rglob("*") if path.is_file())
+    return _tar({str(p.relative_to(top)): (p.read_bytes(), _mode(p)) for p in paths})
+
+
+def _mode(path: Path) -> int:
+    return 0o755 if path.stat().st_mode & 0o100 else 0o644
+
+
+def _tar(files: dict[str, tuple[bytes, int]]) -> bytes:
+    """A tar that depends on names, modes and contents only, so that its hash does, too."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, (content, mode) in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), mode
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()

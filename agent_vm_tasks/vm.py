@@ -1,0 +1,350 @@
+"""The VM's life: create, start, stop, destroy, and what it looks like now."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import guest, host, image, lima, mount, process, provision, render, state, workspaces
+from .errors import AgentVMError, UsageError
+from .settings import explicit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from invoke.context import Context
+
+    from .console import Say
+    from .lima import Instance
+    from .settings import Settings
+    from .workspaces import Row
+
+_EMULATED = {
+    "x86_64": "qemu-system-x86_64 -machine q35,vmport=off -accel tcg,thread=multi,tb-size=512"
+    " -cpu max",
+    "aarch64": "qemu-system-aarch64 -machine virt -accel tcg,thread=multi,tb-size=512 -cpu max",
+}
+
+
+ABSENT = "Does not exist"
+
+
+@dataclass(frozen=True)
+class Status:
+    """The VM as `status` shows it; `memory` and `disk` are in MiB, 0 without a VM.
+
+    `trouble` says why the workspaces of a running VM are not known.
+    """
+
+    name: str
+    state: str
+    cpus: int
+    memory: int
+    disk: int
+    mount: str
+    mounted: bool
+    workspaces: tuple[Row, ...] = ()
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class Started:
+    """What `start` found out on the way and the user should hear."""
+
+    created: bool
+    warnings: tuple[str, ...] = ()
+
+
+def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
+    """Have the VM running, provisioned and mounted; creates it where there is none.
+
+    Safe to repeat: what is done already is skipped, what failed is resumed. Raises AgentVMError.
+    """
+    name = settings.vm.name
+    host.require_lima()
+    with state.lock(name, say):
+        found = lima.find(name)
+        warnings = _differences(settings, found)
+        if found is not None and found.status not in {"Running", "Stopped"}:
+            found = _heal(found, say)
+        instance = found or _create(settings, say)
+        if not instance.running:
+            instance = _boot(settings, instance, say)
+        if not guest.connected(name):
+            guest.attach(instance)
+            guest.warm_up(name)
+        if settings.provision.enabled:
+            provision.run(settings, say, c)
+        _ready_mark(name).touch()
+    warnings += ensure_mounted(settings)
+    return Started(found is None, tuple(warnings))
+
+
+def ready(name: str) -> bool:
+    """Whether commands can go in without further ado: provisioned once, and connected."""
+    return _ready_mark(name).exists() and guest.connected(name)
+
+
+def require_exists(name: str) -> Instance:
+    found = lima.find(name)
+    if found is None:
+        raise AgentVMError(f"there is no VM {name}", "`agent-vm start` creates it")
+    return found
+
+
+def require_running(name: str) -> None:
+    """Make sure that ssh gets in; raises AgentVMError when the VM is not running."""
+    if guest.connected(name):
+        return
+    found = require_exists(name)
+    if not found.running:
+        raise AgentVMError(f"the VM {name} is {found.status.lower()}", "run `agent-vm start`")
+    guest.attach(found)
+    guest.warm_up(name)
+
+
+def status(settings: Settings) -> Status:
+    """Look at the VM, the mount and, when it runs, the workspaces; starts nothing."""
+    name, point = settings.vm.name, mount.point(settings)
+    found = lima.find(name)
+    mounted = mount.current(point)
+    rows, trouble = _inventory(name) if found and found.running else ((), "")
+    return Status(
+        name=name,
+        state=found.status if found else ABSENT,
+        cpus=found.cpus if found else 0,
+        memory=found.memory if found else 0,
+        disk=found.disk if found else 0,
+        mount=str(point),
+        mounted=bool(mounted and mounted.ours),
+        workspaces=rows,
+        trouble=trouble,
+    )
+
+
+def losses(settings: Settings) -> list[str]:
+    """What would be gone with the VM, in words; also that it could not be found out."""
+    found = lima.find(settings.vm.name)
+    if found is None:
+        return []
+    if not found.running:
+        return ["workspaces that could not be looked at: the VM is not running"]
+    rows, trouble = _inventory(settings.vm.name)
+    lost = [f"{row.folder}: {loss}" for row in rows for loss in row.losses]
+    return [*lost, *([f"workspaces that could not be looked at: {trouble}"] if trouble else [])]
+
+
+def stop(settings: Settings) -> bool:
+    """Power the VM down; False when it was not running."""
+    name = settings.vm.name
+    found = lima.find(name)
+    mount.unmount(settings, force=True)
+    guest.disconnect(name)
+    if found is None:
+        raise AgentVMError(f"there is no VM {name}", "`agent-vm start` creates it")
+    if found.status == "Stopped":
+        return False
+    lima.stop(name, force=not found.running)
+    return True
+
+
+def destroy(settings: Settings) -> bool:
+    """Remove the VM with everything in it; False when there was none."""
+    name = settings.vm.name
+    mount.unmount(settings, force=True)
+    guest.disconnect(name)
+    if lima.find(name) is None:
+        return False
+    lima.stop(name, force=True)
+    lima.delete(name)
+    _ready_mark(name).unlink(missing_ok=True)
+    guest.config(name).unlink(missing_ok=True)
+    guest.known_hosts(name).unlink(missing_ok=True)
+    return True
+
+
+def fitted(settings: Settings) -> tuple[Settings, list[str]]:
+    """The settings with defaults cut to what this host has; asking for more is a UsageError."""
+    told: list[str] = []
+    limits = (("cpus", host.cpus(), "CPUs"), ("memory", host.memory(), "MiB of memory"))
+    for key, most, unit in limits:
+        wanted = getattr(settings.vm, key)
+        if wanted <= most:
+            continue
+        if explicit(settings, f"vm.{key}"):
+            source = settings.sources[f"vm.{key}"]
+            raise UsageError(f"{source}: vm.{key} asks for {wanted}, this host has {most} {unit}")
+        use = most if key == "cpus" else most // 2
+        changed: Any = {key: use}
+        settings = replace(settings, vm=replace(settings.vm, **changed))
+        told.append(f"this host has {most} {unit}: the VM gets {use}")
+    return settings, told
+
+
+def rendered(settings: Settings, say: Say) -> dict[str, str]:
+    """Every file that a creation would use, by name; the host key is left out."""
+    fit, _ = fitted(settings)
+    files = {"lima.yaml": render.lima_yaml(fit, image.choose(fit, say), "(made at creation)")}
+    return files | {f"provision/{s.name}.sh": s.script for s in provision.stages(fit)}
+
+
+def _create(settings: Settings, say: Say) -> Instance:
+    name = settings.vm.name
+    fit, told = fitted(settings)
+    for line in told:
+        say(line)
+    images = image.choose(fit, say)
+    say(f"creating the VM {name}: {fit.vm.cpus} CPUs, {fit.vm.memory // 1024} GiB memory, "
+        f"{fit.vm.disk // 1024} GiB disk")  # fmt: skip
+    private, public = _host_key()
+    yaml = render.lima_yaml(fit, images, private)
+    lima.create(name, yaml)
+    created = lima.find(name)
+    if created is None:
+        raise AgentVMError(f"limactl created {name}, but does not list it")
+    try:
+        _refuse_strange(created, yaml)
+    except AgentVMError:
+        lima.delete(name)
+        raise
+    state.write(guest.known_hosts(name), f"{name} {public}\n")
+    return created
+
+
+def _host_key() -> tuple[str, str]:
+    """A new ed25519 key pair for the guest's sshd: (private PEM, public line)."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "key"
+        process.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)])
+        return path.read_text(), path.with_suffix(".pub").read_text().strip()
+
+
+def _refuse_strange(created: Instance, yaml: str) -> None:
+    """Compare Lima's effective configuration with what was asked for, before the first boot.
+
+    The user's own Lima defaults and overrides are mixed into every instance ($LIMA_HOME/_config,
+    Lima's load.go) and could add mounts, forwards or scripts. Raises AgentVMError naming the keys.
+    """
+    from yaml import safe_load
+
+    asked, config = safe_load(yaml), created.config
+    strange = [key for key in ("mounts", "copyToHost", "networks", "additionalDisks", "env")
+               if config.get(key)]  # fmt: skip
+    strange += [key for key in ("plain",) if config.get(key) is not True]
+    strange += [key for key in ("propagateProxyEnv",) if config.get(key) is not False]
+    ssh = config.get("ssh") or {}
+    strange += [f"ssh.{key}" for key in ("forwardAgent", "forwardX11", "loadDotSSHPubKeys")
+                if ssh.get(key)]  # fmt: skip
+    scripts = [entry.get("script") for entry in config.get("provision") or ()]
+    if scripts != [entry["script"] for entry in asked["provision"]]:
+        strange.append("provision")
+    if sorted(_forwards(config)) != sorted(_forwards(asked)):
+        strange.append("portForwards")
+    if strange:
+        raise AgentVMError(
+            f"Lima would run {created.name} with other {', '.join(strange)} than asked for",
+            f"look into {created.dir.parent / '_config'}/default.yaml and override.yaml",
+        )
+
+
+def _forwards(config: Mapping[str, Any]) -> list[int]:
+    """Guest ports that reach the host."""
+    rules = config.get("portForwards") or ()
+    return [rule.get("guestPort", 0) for rule in rules if not rule.get("ignore")]
+
+
+def _boot(settings: Settings, instance: Instance, say: Say) -> Instance:
+    env, slow = _acceleration(settings)
+    if slow:
+        say(slow)
+    _ready_mark(instance.name).unlink(missing_ok=True)
+    say(f"starting the VM {instance.name}")
+    lima.start(instance, say, env)
+    started = lima.find(instance.name)
+    if started is None or not started.running:
+        raise AgentVMError(f"the VM {instance.name} went down while it booted",
+                           f"see {instance.dir}/serial.log")  # fmt: skip
+    return started
+
+
+def _acceleration(settings: Settings) -> tuple[dict[str, str], str]:
+    """The environment that makes Lima's QEMU use what works, and a warning when that is slow.
+
+    Lima takes KVM when the device file exists; arguments in QEMU_SYSTEM_* win over its own
+    (pkg/driver/qemu/qemu.go).
+    """
+    if host.is_macos() or settings.vm.vm_type == "vz":
+        return {}, ""
+    if settings.vm.accel == "kvm":
+        return {}, ""
+    if settings.vm.accel == "auto":
+        kvm = host.kvm()
+        if kvm.works:
+            return {}, ""
+        why = f"KVM cannot be used ({kvm.reason})"
+    else:
+        why = "KVM is off by vm.accel"
+    version = host.qemu_version()
+    if version and version < host.QEMU_TO_EMULATE:
+        raise AgentVMError(
+            f"{why}, and QEMU {version[0]}.{version[1]} cannot emulate a Debian 13 guest",
+            "run `agent-vm setup`: it installs QEMU 8 or newer",
+        )
+    arch = host.arch()
+    slow = f"{why}: the VM is emulated, which is slow and no strong security boundary"
+    return {f"QEMU_SYSTEM_{arch.upper()}": _EMULATED[arch]}, slow
+
+
+def _heal(found: Instance, say: Say) -> Instance | None:
+    """Get a broken or half-made instance back to Stopped; a half-made one is made anew."""
+    say(f"the VM {found.name} is {found.status}; cleaning up")
+    lima.stop(found.name, force=True)
+    again = lima.find(found.name)
+    if again is not None and again.status != "Stopped":
+        raise AgentVMError(
+            f"the VM {found.name} is {again.status}: {'; '.join(again.errors) or 'no reason given'}",
+            f"see {again.dir}; `agent-vm destroy` removes it",
+        )
+    return again
+
+
+def _differences(settings: Settings, found: Instance | None) -> list[str]:
+    """Tell of flags and settings that an existing VM does not have."""
+    if found is None:
+        return []
+    has = {"cpus": found.cpus, "memory": found.memory, "disk": found.disk}
+    different = [
+        key for key, value in has.items()
+        if value and explicit(settings, f"vm.{key}") and getattr(settings.vm, key) != value
+    ]  # fmt: skip
+    return [
+        f"the VM has {has[key]} {'CPUs' if key == 'cpus' else f'MiB of {key}'}, not "
+        f"{getattr(settings.vm, key)}: vm.{key} counts when it is created (destroy and start)"
+        for key in different
+    ]
+
+
+def _inventory(name: str) -> tuple[tuple[Row, ...], str]:
+    """The workspaces, and why they are not known."""
+    try:
+        require_running(name)
+        return tuple(workspaces.inventory(name)), ""
+    except AgentVMError as error:
+        return (), str(error)
+
+
+def _ready_mark(name: str) -> Path:
+    return state.folder(name) / "ready"
+
+
+def ensure_mounted(settings: Settings) -> list[str]:
+    """Mount the workspaces; without it everything else works, so trouble is only told."""
+    if not settings.mount.enabled:
+        return []
+    try:
+        mount.mount(settings)
+    except AgentVMError as error:
+        return [f"the workspaces are not mounted: {error}"]
+    return []

@@ -1,0 +1,363 @@
+"""Workspaces: a branch's own clone in the VM. Names, identity, push, fetch, clean, inventory."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from . import data, git, guest
+from .errors import AgentVMError
+
+if TYPE_CHECKING:
+    from .console import Say
+
+LONGEST_FOLDER = 100
+NOT_THERE = 213
+"""Exit status of common/scripts/workspace-enter.sh for a workspace that does not exist."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """The user's repository. `id` is random and kept in its git config; worktrees share it."""
+
+    path: Path
+    name: str
+    id: str
+    object_format: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One branch of one repository inside one VM. Its folder may get a suffix; its key never."""
+
+    vm: str
+    repository: Repository
+    branch: str
+
+    @property
+    def key(self) -> str:
+        return _hash(f"{self.repository.id}\0{self.branch}", 16)
+
+    @property
+    def folder(self) -> str:
+        return folder_name(self.repository.name, self.branch)
+
+    @property
+    def path(self) -> str:
+        """Where it is, from the guest's home: a link by key, so that no answer of the guest counts."""
+        return f".agent-vm/workspaces/{self.key}"
+
+    @property
+    def url(self) -> str:
+        return f"{self.vm}:{self.path}"
+
+    @property
+    def ref(self) -> str:
+        """Where fetched commits are kept on the host, whatever becomes of the branch."""
+        return f"refs/agent-vm/{self.folder}/{self.branch}"
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a push did to the files inside: updated, current, ahead, elsewhere, busy, …"""
+
+    outcome: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a workspace holds; `unfetched` and `others` count commits the host does not have."""
+
+    head: str
+    uncommitted: int
+    untracked: int
+    stashes: int
+    unfetched: int
+    others: tuple[tuple[str, int], ...]
+
+    @property
+    def losses(self) -> list[str]:
+        """What would be gone with the workspace, in words."""
+        counts = [
+            (self.unfetched, "commit", "not fetched"),
+            (self.uncommitted, "file", "with uncommitted changes"),
+            (self.untracked, "file", "untracked"),
+            (self.stashes, "stash", "kept"),
+        ]
+        found = [f"{_many(n, noun)} {state}" for n, noun, state in counts if n]
+        return found + [f"{_many(n, 'commit')} on branch {name}" for name, n in self.others]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the inventory; counts are None where the guest could not tell."""
+
+    folder: str
+    key: str
+    repository: str
+    branch: str
+    unfetched: int | None
+    uncommitted: int | None
+    untracked: int | None
+    stashes: int | None
+
+    @property
+    def losses(self) -> list[str]:
+        if None in (self.unfetched, self.uncommitted, self.untracked, self.stashes):
+            return ["contents that could not be looked at"]
+        numbers = (self.uncommitted or 0, self.untracked or 0, self.stashes or 0, self.unfetched or 0)
+        return Contents("", *numbers, others=()).losses
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a fetch brought. `merged`: the local branch holds it; else `advice` says how to get there."""
+
+    ref: str
+    commits: int
+    merged: bool
+    advice: str = ""
+
+
+def repository(start: Path) -> Repository:
+    """The repository around `start`; raises AgentVMError outside of one."""
+    asked = git.run(start, "rev-parse", "--show-object-format", "--path-format=absolute",
+                    "--git-common-dir", "--show-toplevel", check=False)  # fmt: skip
+    lines = asked.stdout.splitlines()
+    if not asked.ok and len(lines) < 2:  # noqa: PLR2004
+        raise AgentVMError(f"{start} is not in a git repository", "cd into one, or run `git init`")
+    if not asked.ok:
+        raise AgentVMError(f"{lines[1]} has no working tree", "use a normal clone of it")
+    object_format, common, top = lines[0], Path(lines[1]), Path(lines[2])
+    return Repository(
+        path=top,
+        name=common.parent.name if common.name == ".git" else common.name.removesuffix(".git"),
+        id=_repository_id(top),
+        object_format=object_format,
+        origin=_origin(top),
+    )
+
+
+def workspace(vm: str, repo: Repository, branch: str) -> Workspace:
+    git.check_branch(branch)
+    return Workspace(vm, repo, branch)
+
+
+def folder_name(repository: str, branch: str) -> str:
+    """`<repository>-<branch>`; what cannot be a plain file name becomes a slug and 8 hex digits.
+
+    >>> folder_name("app", "fix-login")
+    'app-fix-login'
+    >>> folder_name("app", "feature/x")
+    'app-feature-x-f21671d2'
+    """
+    plain = f"{repository}-{branch}"
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).lstrip("-.")
+    if slug == plain and len(plain) <= LONGEST_FOLDER:
+        return plain
+    return f"{slug[:LONGEST_FOLDER]}-{_hash(f'{repository}/{branch}', 8)}"
+
+
+def require_branchable(ws: Workspace) -> str:
+    """The commit that a push would send: the branch's, else HEAD's.
+
+    Asked before a VM is started for it. Raises AgentVMError in a repository without commits.
+    """
+    repo = ws.repository.path
+    commit = _commit(repo, f"refs/heads/{ws.branch}") or _commit(repo, "HEAD")
+    if not commit:
+        raise AgentVMError(f"{repo} has no commits yet", "commit something first")
+    return commit
+
+
+def ensure_branch(ws: Workspace, say: Say) -> None:
+    """Create the branch from HEAD when it does not exist; the user's checkout stays."""
+    repo = ws.repository.path
+    if _commit(repo, f"refs/heads/{ws.branch}"):
+        return
+    made = git.run(repo, "branch", "--no-track", "--", ws.branch, require_branchable(ws), check=False)
+    if not made.ok:
+        raise git.explain(made, f"creating branch {ws.branch}")
+    say(f"created branch {ws.branch} from HEAD")
+
+
+def push(ws: Workspace, say: Say) -> Update:
+    """Send the branch's commits in, and update the files there when nothing is lost by it.
+
+    Makes the branch and the workspace where they are missing. Raises AgentVMError when git fails.
+    """
+    ensure_branch(ws, say)
+    result = _send(ws, say)
+    if not result.ok:
+        if not create(ws):
+            raise git.explain(result, f"pushing {ws.branch}")
+        result = _send(ws, say)
+    if not result.ok:
+        raise git.explain(result, f"pushing {ws.branch}")
+    outcome, detail = guest.script(ws.vm, "workspace-update.sh", ws.key, ws.branch)
+    return Update(outcome, detail)
+
+
+def create(ws: Workspace) -> bool:
+    """Make the empty workspace in the guest; False when it was there."""
+    repo = ws.repository
+    made, _ = guest.script(
+        ws.vm, "workspace-create.sh",
+        ws.key, ws.folder, f"{ws.folder}-{ws.key[:8]}",
+        repo.name, ws.branch, repo.object_format, repo.origin,
+    )  # fmt: skip
+    return made == "made"
+
+
+def fetch(ws: Workspace, say: Say) -> tuple[Fetched, Contents]:
+    """Bring the branch's commits to the host, under `ws.ref`, and forward the local branch.
+
+    The branch moves only when that loses nothing; where it cannot, `Fetched.advice` says what to
+    do. Raises AgentVMError when there is no such workspace or git fails.
+    """
+    repo = ws.repository.path
+    before = _commit(repo, ws.ref)
+    result = git.transfer(
+        repo, ws.vm, "fetch", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head",
+        "--no-auto-maintenance", "--refmap=", *_tips(ws), "--", ws.url,
+        f"+refs/heads/{ws.branch}:{ws.ref}",
+    )  # fmt: skip
+    new = _commit(repo, ws.ref) if result.ok else ""
+    contents = inspect(ws, fetched=new)
+    if contents is None:
+        raise AgentVMError(
+            f"there is no workspace of {ws.branch} in the VM",
+            f"make it with `agent-vm connect {ws.branch}`",
+        )
+    if not result.ok:
+        raise git.explain(result, f"fetching {ws.branch}")
+    known = before or _commit(repo, f"refs/heads/{ws.branch}")
+    count = _count(repo, f"{known}..{new}") if known else _count(repo, new)
+    merged, advice = _forward(ws, new)
+    say(f"fetched {_many(count, 'commit')}" if count else "nothing new")
+    return Fetched(ws.ref, count, merged, advice), contents
+
+
+def inspect(ws: Workspace, *, fetched: str = "") -> Contents | None:
+    """What the workspace holds, or None when there is none; tells it what the host has fetched."""
+    fields = guest.script(ws.vm, "workspace-inspect.sh", ws.key, ws.branch, fetched)
+    if fields[0] == "missing":
+        return None
+    head, *numbers = fields[1:6]
+    names, counts = fields[6::2], fields[7::2]
+    return Contents(head, *map(int, numbers), tuple(zip(names, map(int, counts), strict=True)))
+
+
+def inventory(vm: str) -> list[Row]:
+    """Every workspace in the VM."""
+    fields = guest.script(vm, "workspace-list.sh")
+    rows = [fields[at : at + 8] for at in range(0, len(fields), 8)]
+    return [Row(*row[:4], *(int(n) if n.isdigit() else None for n in row[4:])) for row in rows]
+
+
+def remove(vm: str, folders: list[str]) -> list[str]:
+    """Delete workspaces with all that is in them; the folders that are gone."""
+    return guest.script(vm, "workspace-remove.sh", *folders, timeout=600)
+
+
+def enter(vm: str, ws: Workspace | None, command: str | None, argv: list[str]) -> int:
+    """Run a shell or a command in the workspace (or the home folder) on this terminal; its status.
+
+    NOT_THERE when the workspace does not exist (or the command itself ended with that).
+    """
+    what = ["line", command] if command is not None else ["argv", *argv] if argv else ["shell"]
+    words = shlex.join([ws.key if ws else "", *what])
+    return guest.enter(vm, f"set -- {words}\n{data.script('workspace-enter.sh')}")
+
+
+def _send(ws: Workspace, say: Say) -> git.process.Result:
+    return git.transfer(
+        ws.repository.path, ws.vm, "push", "--quiet", "--no-verify", "--no-follow-tags",
+        "--no-recurse-submodules", "--", ws.url,
+        f"+refs/heads/{ws.branch}:refs/agent-vm/in/{ws.branch}",
+    )  # fmt: skip
+
+
+def _forward(ws: Workspace, new: str) -> tuple[bool, str]:
+    """Fast-forward the local branch to `new` where that loses nothing; (done, advice)."""
+    repo, branch = ws.repository.path, f"refs/heads/{ws.branch}"
+    old = _commit(repo, branch)
+    if old == new or (old and _is_ancestor(repo, new, old)):
+        return True, ""
+    if old and not _is_ancestor(repo, old, new):
+        return False, f"{ws.branch} has diverged; merge it with `git merge {ws.ref}`"
+    tree = _checked_out(repo, branch)
+    if tree is None:
+        git.run(repo, "update-ref", "-m", "agent-vm fetch", branch, new, old)
+        return True, ""
+    if git.output(tree, "status", "--porcelain", "--untracked-files=no"):
+        return False, f"{tree} has uncommitted changes; then `git merge --ff-only {ws.ref}` there"
+    merged = git.run(tree, "merge", "--quiet", "--ff-only", "--no-overwrite-ignore", new, check=False)
+    return merged.ok, "" if merged.ok else f"{merged.reason}; then `git merge --ff-only {ws.ref}`"
+
+
+def _checked_out(repo: Path, branch: str) -> Path | None:
+    """The working tree that has the branch checked out."""
+    tree = None
+    for entry in git.output(repo, "worktree", "list", "--porcelain").splitlines():
+        if entry.startswith("worktree "):
+            tree = Path(entry.removeprefix("worktree "))
+        if entry == f"branch {branch}":
+            return tree
+    return None
+
+
+def _tips(ws: Workspace) -> list[str]:
+    """Only what the VM was given may be named to it: other branches are none of its business."""
+    repo = ws.repository.path
+    tips = (_commit(repo, f"refs/heads/{ws.branch}"), _commit(repo, ws.ref))
+    return [f"--negotiation-tip={tip}" for tip in tips if tip]
+
+
+def _commit(repo: Path, ref: str) -> str:
+    return git.run(repo, "rev-parse", "--quiet", "--verify", f"{ref}^{{commit}}", check=False).stdout.strip()
+
+
+def _count(repo: Path, commits: str) -> int:
+    return int(git.output(repo, "rev-list", "--count", commits))
+
+
+def _is_ancestor(repo: Path, old: str, new: str) -> bool:
+    return git.run(repo, "merge-base", "--is-ancestor", old, new, check=False).ok
+
+
+def _repository_id(top: Path) -> str:
+    known = git.run(top, "config", "--local", "--get", "agent-vm.id", check=False).stdout.strip()
+    if re.fullmatch(r"[0-9a-f]{32}", known):
+        return known
+    made = uuid.uuid4().hex
+    git.run(top, "config", "--local", "agent-vm.id", made)
+    return made
+
+
+def _origin(top: Path) -> str:
+    """The URL of origin without credentials; nothing where it is a path on this host."""
+    url = git.run(top, "config", "--get", "remote.origin.url", check=False).stdout.strip()
+    if "://" in url:
+        parts = urlsplit(url)
+        keep_user = parts.username if parts.scheme == "ssh" else None
+        host = parts.netloc.rpartition("@")[2]
+        return urlunsplit(parts._replace(netloc=f"{keep_user}@{host}" if keep_user else host)) \
+            if parts.scheme != "file" else ""
+    return url if re.match(r"[\w.-]+(@[\w.-]+)?:(?!\\)", url) else ""
+
+
+def _hash(text: str, digits: int) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:digits]
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('sh') else 's'}"
