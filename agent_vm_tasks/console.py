@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 Say = Callable[[str], None]
 """How the core tells what it is doing: one line of text, no terminal assumed."""
@@ -32,3 +32,11 @@ def say(line: str) -> None:
 
 def warn(line: str) -> None:
     print(printable(f"warning: {line}"), file=sys.stderr, flush=True)
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
+    """Aligned columns; `?` where a value is not known."""
+    texts = [head, *(tuple("?" if cell is None else str(cell) for cell in row) for row in rows)]
+    widths = [max(len(row[column]) for row in texts) for column in range(len(head))]
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in texts)
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,35 @@
+"""Fabric connections for other people's tasks."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import guest, settings, vm, workspaces
+from .console import say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fabric import Connection
+    from invoke.context import Context
+
+
+@contextlib.contextmanager
+def connection(c: Context) -> Iterator[Connection]:
+    chosen = settings.load()
+    if not vm.ready(chosen.vm.name):
+        vm.start(chosen, say, c)
+    with guest.connection(chosen.vm.name, c) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def workspace(c: Context, branch: str) -> Iterator[Connection]:
+    ws = workspaces.workspace(settings.load().vm.name, workspaces.repository(Path.cwd()), branch)
+    with connection(c) as made:
+        if workspaces.inspect(ws) is None:
+            workspaces.push(ws, say)
+        with made.cd(ws.path):
+            yield made

@@ -1,0 +1,30 @@
+"""The command line: one module for each group of verbs. Thin: settings in, core called, text out."""
+
+from __future__ import annotations
+
+from invoke.collection import Collection
+
+from . import config, lifecycle, maintenance, setup, work
+
+ns = Collection(
+    lifecycle.start,
+    lifecycle.stop,
+    lifecycle.restart,
+    lifecycle.status,
+    lifecycle.destroy,
+    work.connect,
+    work.push,
+    work.fetch,
+    work.clean,
+    work.clean_all,
+    lifecycle.mount,
+    lifecycle.unmount,
+    maintenance.provision,
+    maintenance.render,
+    maintenance.logs,
+    maintenance.ssh_config,
+    setup.setup,
+    setup.doctor,
+    config.config_show,
+    config.init,
+)

@@ -1,0 +1,68 @@
+"""provision, render, logs, ssh-config: looking after the VM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from invoke.context import Context
+from invoke.tasks import task
+
+from agent_vm_tasks import guest, lima, vm
+from agent_vm_tasks import provision as installation
+from agent_vm_tasks import settings as configuration
+from agent_vm_tasks.console import printable, say
+
+from ._edge import guarded
+
+
+@task
+@guarded
+def provision(c: Context) -> None:
+    """Install what is missing in the VM; finished stages are skipped.
+
+    Example: provision
+    """
+    chosen = configuration.load()
+    vm.require_running(chosen.vm.name)
+    installation.run(chosen, say, c)
+    print("The VM is provisioned.")
+
+
+@task(help={"output": "write the files into this folder instead of printing them"})
+@guarded
+def render(_context: Context, output: str | None = None) -> None:
+    """Show what the VM would be made from; creates nothing.
+
+    Example: render --output /tmp/vm
+    """
+    for name, text in vm.rendered(configuration.load(), say).items():
+        if output is None:
+            print(f"# ---- {name}\n{text}")
+            continue
+        path = Path(output) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(path)
+
+
+@task(help={"name": "serial, ha.stderr or ha.stdout", "lines": "how many of its last lines"})
+@guarded
+def logs(_context: Context, name: str = "serial", lines: int = 50) -> None:
+    """Show the end of one of the VM's logs.
+
+    Example: logs --name ha.stderr
+    """
+    found = vm.require_exists(configuration.load().vm.name)
+    print(printable(lima.log_tail(found.dir, f"{name}.log", lines)))
+
+
+@task
+@guarded
+def ssh_config(_context: Context) -> None:
+    """Print an ssh configuration to include.
+
+    Example: ssh-config >> ~/.ssh/config
+    """
+    name = configuration.load().vm.name
+    vm.require_running(name)
+    print(guest.config(name).read_text("utf-8"), end="")

@@ -1,0 +1,174 @@
+"""connect, push, fetch, clean, clean-all: a branch's way into the VM and back."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import task
+
+from agent_vm_tasks import git, guest, vm, workspaces
+from agent_vm_tasks import mount as sshfs
+from agent_vm_tasks import settings as configuration
+from agent_vm_tasks.console import say, warn
+from agent_vm_tasks.errors import AgentVMError, UsageError
+from agent_vm_tasks.workspaces import Workspace
+
+from ._edge import confirm, guarded
+
+BRANCH = {"branch": "the branch, for example fix-login"}
+
+_AFTER_PUSH = {
+    "updated": "",
+    "current": "",
+    "ahead": "the workspace has {detail} commits that are not here yet: fetch them",
+    "diverged": "both sides have new commits: fetch, merge here, then push again",
+    "elsewhere": "the workspace is on {detail}, so its files stay; the commits are there as {ref}",
+    "busy": "a merge or rebase is going on in the workspace ({detail}); the commits are there as {ref}",
+    "blocked": "files in the workspace are in the way, so they stay: {detail}",
+}
+
+
+@task(
+    help={
+        **BRANCH,
+        "command": "run this shell command line instead of a shell; or put a command after --",
+    }
+)
+@guarded
+def connect(c: Context, branch: str | None = None, command: str | None = None) -> None:
+    """Open a shell in the branch's workspace; make what is missing, VM included.
+
+    Without a branch, a shell in the VM. Example: connect --branch fix-login -- make test
+    """
+    chosen = configuration.load()
+    ws = _workspace(chosen, branch) if branch is not None else None
+    if ws:
+        workspaces.require_branchable(ws)
+    _running(chosen, c)
+    status = _enter(chosen, ws, command, _after_dashes())
+    if status:
+        raise Exit(code=status)
+
+
+@task(help=BRANCH)
+@guarded
+def push(c: Context, branch: str | None = None) -> None:
+    """Send a branch's new commits into its workspace.
+
+    Example: push --branch fix-login
+    """
+    chosen = configuration.load()
+    ws = _workspace(chosen, branch)
+    workspaces.require_branchable(ws)
+    _running(chosen, c)
+    _push(ws)
+    print(f"{ws.branch} is in the VM.")
+
+
+@task(help=BRANCH)
+@guarded
+def fetch(c: Context, branch: str | None = None) -> None:
+    """Bring a workspace's commits to this repository.
+
+    Example: fetch --branch fix-login
+    """
+    chosen = configuration.load()
+    ws = _workspace(chosen, branch)
+    _existing(chosen, c)
+    fetched, contents = workspaces.fetch(ws, say)
+    for line in contents.losses:
+        warn(f"left in the workspace: {line}")
+    if not fetched.merged:
+        raise AgentVMError(f"the work is at {fetched.ref}, {ws.branch} was not moved", fetched.advice)
+    print(f"{ws.branch} is up to date with the VM.")
+
+
+@task(help={**BRANCH, "force": "do not ask, whatever would be lost"})
+@guarded
+def clean(c: Context, branch: str | None = None, force: bool = False) -> None:
+    """Delete one workspace; the branch here stays.
+
+    Example: clean --branch fix-login
+    """
+    chosen = configuration.load()
+    ws = _workspace(chosen, branch)
+    _existing(chosen, c)
+    rows = [row for row in workspaces.inventory(ws.vm) if row.key == ws.key]
+    if not rows:
+        print(f"There is no workspace of {ws.branch}.")
+        return
+    _remove(ws.vm, rows, force=force)
+
+
+@task(help={"force": "do not ask, whatever would be lost"})
+@guarded
+def clean_all(c: Context, force: bool = False) -> None:
+    """Delete every workspace; the VM keeps running.
+
+    Example: clean-all --force
+    """
+    chosen = configuration.load()
+    _existing(chosen, c)
+    _remove(chosen.vm.name, workspaces.inventory(chosen.vm.name), force=force)
+
+
+def _workspace(chosen: configuration.Settings, branch: str | None) -> Workspace:
+    if branch is None:
+        raise UsageError("which branch?", "add --branch NAME")
+    git.check_branch(branch)
+    here = Path.cwd()
+    sshfs.refuse_inside(chosen, here)
+    return workspaces.workspace(chosen.vm.name, workspaces.repository(here), branch)
+
+
+def _running(chosen: configuration.Settings, c: Context) -> None:
+    """Start what is missing; with the VM warm, only the mount is looked at."""
+    warnings = vm.ensure_mounted(chosen) if vm.ready(chosen.vm.name) else vm.start(chosen, say, c).warnings
+    for line in warnings:
+        warn(line)
+
+
+def _existing(chosen: configuration.Settings, c: Context) -> None:
+    """Like `_running`, but no VM is created to say that nothing is in it."""
+    if not vm.ready(chosen.vm.name):
+        vm.require_exists(chosen.vm.name)
+        _running(chosen, c)
+
+
+def _enter(
+    chosen: configuration.Settings, ws: Workspace | None, command: str | None, argv: list[str]
+) -> int:
+    name = chosen.vm.name
+    status = workspaces.enter(name, ws, command, argv)
+    if status == workspaces.NOT_THERE and ws and workspaces.inspect(ws) is None:
+        _push(ws)
+        if sys.stdout.isatty():
+            say(f"the files are at {sshfs.point(chosen) / ws.folder}")
+        status = workspaces.enter(name, ws, command, argv)
+    if status == guest.SSH_FAILED and not guest.connected(name):
+        again = f" {ws.branch}" if ws else ""
+        raise AgentVMError("the connection was lost", f"return with `agent-vm connect{again}`")
+    return status
+
+
+def _push(ws: Workspace) -> None:
+    update = workspaces.push(ws, say)
+    advice = _AFTER_PUSH.get(update.outcome, "the workspace gave a strange answer")
+    if advice:
+        raise AgentVMError(advice.format(detail=update.detail, ref=f"refs/agent-vm/in/{ws.branch}"))
+
+
+def _remove(name: str, rows: list[workspaces.Row], *, force: bool) -> None:
+    if not force:
+        losses = [f"{row.folder}: {loss}" for row in rows for loss in row.losses]
+        confirm(f"delete {', '.join(row.folder for row in rows) or 'nothing'}", losses)
+    gone = workspaces.remove(name, [row.folder for row in rows]) if rows else []
+    print(f"Deleted {len(gone)} workspace{'' if len(gone) == 1 else 's'}.")
+
+
+def _after_dashes() -> list[str]:
+    """The command after `--`, as typed: Invoke joins it with spaces and loses the quoting."""
+    return sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []

@@ -1,0 +1,5 @@
+"""This repository's own tasks: the product's, plus test, lint and bench."""
+
+from agent_vm_tasks import ns
+
+namespace = ns
