@@ -1,4 +1,4 @@
-"""This repository's own tasks: the product's, plus test, lint and bench."""
+"""The tasks of this repository: the product's, plus test, lint and bench."""
 
 from agent_vm_tasks import ns
 

@@ -73,7 +73,9 @@ def check_branch(branch: str) -> None:
     import unicodedata
 
     def refuse(rule: str) -> None:
-        raise UsageError(f"{branch!r} is not a branch name: {rule}", "give a name such as fix-login")
+        raise UsageError(
+            f"{branch!r} is not a branch name: {rule}", "give a name such as fix-login"
+        )
 
     if not branch:
         refuse("it is empty")

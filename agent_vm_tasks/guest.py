@@ -82,9 +82,11 @@ def script(name: str, file: str, *args: str, timeout: float | None = 120) -> lis
     AgentVMError with the script's last words when it does not succeed.
     """
     remote = shlex.join(["bash", "-s", "--", *args])
-    result = process.run([*ssh(name), remote], stdin=data.script(file), check=False, timeout=timeout)
+    result = process.run(
+        [*ssh(name), remote], stdin=data.script(file), check=False, timeout=timeout
+    )
     if result.status == SSH_FAILED:
-        raise UnreachableError(f"the VM cannot be reached: {result.reason}", "see `agent-vm status`")
+        raise _unreachable(result.reason)
     if not result.ok:
         raise AgentVMError(result.reason)
     return result.stdout.split("\0")[:-1]
@@ -111,9 +113,13 @@ def connection(name: str, c: Context | None = None) -> Connection:
     try:
         made.open()
     except (OSError, SSHException) as error:
-        raise UnreachableError(f"the VM cannot be reached: {error}", "see `agent-vm status`") from None
+        raise _unreachable(str(error)) from None
     made.transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return made
+
+
+def _unreachable(why: str) -> UnreachableError:
+    return UnreachableError(f"the VM cannot be reached: {why}", "see `agent-vm status`")
 
 
 def _connection(name: str, c: Context | None) -> Connection:

@@ -193,7 +193,7 @@ def _kernel_package() -> str:
 
 
 def _sources() -> tuple[str, ...]:
-    """apt lines for the new system, from the mirrors this host itself uses; else mmdebstrap's."""
+    """Lines for sources.list, from the mirrors this host itself uses; else mmdebstrap's own."""
     if not shutil.which("apt-get"):
         return ()
     query = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)",

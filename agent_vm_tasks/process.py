@@ -116,8 +116,9 @@ def follow(
     user: str | None = None,
 ) -> Result:
     """Run `argv`, handing each line (or carriage-returned part) it prints on to `on_line`."""
-    child = popen(argv, env=env, cwd=cwd, user=user, stdin=subprocess.DEVNULL,
-                  stderr=subprocess.STDOUT)
+    child = popen(
+        argv, env=env, cwd=cwd, user=user, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT
+    )
     said: list[str] = []
     try:
         for line in _parts(child):
@@ -135,7 +136,7 @@ def interactive(argv: Sequence[str]) -> int:
     log.debug("run: %s", shlex.join(argv))
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        return subprocess.run(argv, check=False, preexec_fn=_default_sigint).returncode  # noqa: PLW1509
+        return subprocess.run(argv, check=False, preexec_fn=_default_sigint).returncode
     except FileNotFoundError:
         raise AgentVMError(f"{argv[0]} is not installed", "run `agent-vm setup`") from None
     finally:

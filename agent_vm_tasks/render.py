@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shlex
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from . import data
@@ -55,16 +54,20 @@ def lima_yaml(settings: Settings, images: Sequence[Image], host_key: str) -> str
     )
 
 
-def ssh_config(  # noqa: PLR0913  one argument a line of the file
+def ssh_config(
     *, name: str, user: str, port: int, identity: Path, known_hosts: Path, control_path: Path
 ) -> str:
-    return environment().get_template("ssh.config.j2").render(
-        name=name,
-        user=user,
-        port=int(port),
-        identity=identity,
-        known_hosts=known_hosts,
-        control_path=control_path,
+    return (
+        environment()
+        .get_template("ssh.config.j2")
+        .render(
+            name=name,
+            user=user,
+            port=int(port),
+            identity=identity,
+            known_hosts=known_hosts,
+            control_path=control_path,
+        )
     )
 
 

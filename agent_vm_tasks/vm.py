@@ -304,7 +304,7 @@ def _heal(found: Instance, say: Say) -> Instance | None:
     again = lima.find(found.name)
     if again is not None and again.status != "Stopped":
         raise AgentVMError(
-            f"the VM {found.name} is {again.status}: {'; '.join(again.errors) or 'no reason given'}",
+            f"the VM {found.name} is {again.status}: {'; '.join(again.errors) or 'no reason'}",
             f"see {again.dir}; `agent-vm destroy` removes it",
         )
     return again

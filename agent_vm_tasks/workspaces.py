@@ -16,6 +16,7 @@ from .errors import AgentVMError
 
 if TYPE_CHECKING:
     from .console import Say
+    from .process import Result
 
 LONGEST_FOLDER = 100
 NOT_THERE = 213
@@ -51,7 +52,7 @@ class Workspace:
 
     @property
     def path(self) -> str:
-        """Where it is, from the guest's home: a link by key, so that no answer of the guest counts."""
+        """Where it is, from the guest's home: a link by key, so no answer of the guest decides."""
         return f".agent-vm/workspaces/{self.key}"
 
     @property
@@ -66,7 +67,7 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Update:
-    """What a push did to the files inside: updated, current, ahead, elsewhere, busy, …"""
+    """What a push did to the files inside: updated, current, ahead, elsewhere, busy and so on."""
 
     outcome: str
     detail: str = ""
@@ -81,7 +82,7 @@ class Contents:
     untracked: int
     stashes: int
     unfetched: int
-    others: tuple[tuple[str, int], ...]
+    others: tuple[tuple[str, int], ...] = ()
 
     @property
     def losses(self) -> list[str]:
@@ -113,13 +114,14 @@ class Row:
     def losses(self) -> list[str]:
         if None in (self.unfetched, self.uncommitted, self.untracked, self.stashes):
             return ["contents that could not be looked at"]
-        numbers = (self.uncommitted or 0, self.untracked or 0, self.stashes or 0, self.unfetched or 0)
-        return Contents("", *numbers, others=()).losses
+        return Contents(
+            "", self.uncommitted or 0, self.untracked or 0, self.stashes or 0, self.unfetched or 0
+        ).losses
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a fetch brought. `merged`: the local branch holds it; else `advice` says how to get there."""
+    """What a fetch brought; `merged`: the local branch holds it, else `advice` says what to do."""
 
     ref: str
     commits: int
@@ -183,7 +185,8 @@ def ensure_branch(ws: Workspace, say: Say) -> None:
     repo = ws.repository.path
     if _commit(repo, f"refs/heads/{ws.branch}"):
         return
-    made = git.run(repo, "branch", "--no-track", "--", ws.branch, require_branchable(ws), check=False)
+    commit = require_branchable(ws)
+    made = git.run(repo, "branch", "--no-track", "--", ws.branch, commit, check=False)
     if not made.ok:
         raise git.explain(made, f"creating branch {ws.branch}")
     say(f"created branch {ws.branch} from HEAD")
@@ -195,11 +198,11 @@ def push(ws: Workspace, say: Say) -> Update:
     Makes the branch and the workspace where they are missing. Raises AgentVMError when git fails.
     """
     ensure_branch(ws, say)
-    result = _send(ws, say)
+    result = _send(ws)
     if not result.ok:
         if not create(ws):
             raise git.explain(result, f"pushing {ws.branch}")
-        result = _send(ws, say)
+        result = _send(ws)
     if not result.ok:
         raise git.explain(result, f"pushing {ws.branch}")
     outcome, detail = guest.script(ws.vm, "workspace-update.sh", ws.key, ws.branch)
@@ -251,16 +254,21 @@ def inspect(ws: Workspace, *, fetched: str = "") -> Contents | None:
     fields = guest.script(ws.vm, "workspace-inspect.sh", ws.key, ws.branch, fetched)
     if fields[0] == "missing":
         return None
-    head, *numbers = fields[1:6]
-    names, counts = fields[6::2], fields[7::2]
-    return Contents(head, *map(int, numbers), tuple(zip(names, map(int, counts), strict=True)))
+    uncommitted, untracked, stashes, unfetched = map(int, fields[2:6])
+    others = tuple(zip(fields[6::2], map(int, fields[7::2]), strict=True))
+    return Contents(fields[1], uncommitted, untracked, stashes, unfetched, others)
 
 
 def inventory(vm: str) -> list[Row]:
     """Every workspace in the VM."""
     fields = guest.script(vm, "workspace-list.sh")
-    rows = [fields[at : at + 8] for at in range(0, len(fields), 8)]
-    return [Row(*row[:4], *(int(n) if n.isdigit() else None for n in row[4:])) for row in rows]
+    return [_row(fields[at : at + 8]) for at in range(0, len(fields), 8)]
+
+
+def _row(fields: list[str]) -> Row:
+    folder, key, repository, branch = fields[:4]
+    numbers = (int(field) if field.isdecimal() else None for field in fields[4:])
+    return Row(folder, key, repository, branch, *numbers)
 
 
 def remove(vm: str, folders: list[str]) -> list[str]:
@@ -278,7 +286,7 @@ def enter(vm: str, ws: Workspace | None, command: str | None, argv: list[str]) -
     return guest.enter(vm, f"set -- {words}\n{data.script('workspace-enter.sh')}")
 
 
-def _send(ws: Workspace, say: Say) -> git.process.Result:
+def _send(ws: Workspace) -> Result:
     return git.transfer(
         ws.repository.path, ws.vm, "push", "--quiet", "--no-verify", "--no-follow-tags",
         "--no-recurse-submodules", "--", ws.url,
@@ -300,7 +308,8 @@ def _forward(ws: Workspace, new: str) -> tuple[bool, str]:
         return True, ""
     if git.output(tree, "status", "--porcelain", "--untracked-files=no"):
         return False, f"{tree} has uncommitted changes; then `git merge --ff-only {ws.ref}` there"
-    merged = git.run(tree, "merge", "--quiet", "--ff-only", "--no-overwrite-ignore", new, check=False)
+    how = ("merge", "--quiet", "--ff-only", "--no-overwrite-ignore")
+    merged = git.run(tree, *how, new, check=False)
     return merged.ok, "" if merged.ok else f"{merged.reason}; then `git merge --ff-only {ws.ref}`"
 
 
@@ -323,7 +332,8 @@ def _tips(ws: Workspace) -> list[str]:
 
 
 def _commit(repo: Path, ref: str) -> str:
-    return git.run(repo, "rev-parse", "--quiet", "--verify", f"{ref}^{{commit}}", check=False).stdout.strip()
+    asked = git.run(repo, "rev-parse", "--quiet", "--verify", f"{ref}^{{commit}}", check=False)
+    return asked.stdout.strip()
 
 
 def _count(repo: Path, commits: str) -> int:
@@ -350,8 +360,11 @@ def _origin(top: Path) -> str:
         parts = urlsplit(url)
         keep_user = parts.username if parts.scheme == "ssh" else None
         host = parts.netloc.rpartition("@")[2]
-        return urlunsplit(parts._replace(netloc=f"{keep_user}@{host}" if keep_user else host)) \
-            if parts.scheme != "file" else ""
+        return (
+            urlunsplit(parts._replace(netloc=f"{keep_user}@{host}" if keep_user else host))
+            if parts.scheme != "file"
+            else ""
+        )
     return url if re.match(r"[\w.-]+(@[\w.-]+)?:(?!\\)", url) else ""
 
 

@@ -1,4 +1,4 @@
-"""The command line: one module for each group of verbs. Thin: settings in, core called, text out."""
+"""The command line, one module for each group of verbs: settings in, core called, text out."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from invoke.context import Context
+from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.tasks import task
 
 from agent_vm_tasks import console, vm
@@ -35,9 +35,7 @@ def start(
 
     Example: start --memory 16 --vcpu 8
     """
-    wanted = configuration.with_vm(
-        configuration.load(), cpus=vcpu, memory=memory, disk=disk
-    )
+    wanted = configuration.with_vm(configuration.load(), cpus=vcpu, memory=memory, disk=disk)
     _start(wanted, c)
 
 
@@ -66,7 +64,7 @@ def restart(c: Context) -> None:
 
 @task(help={"json": "print JSON"})
 @guarded
-def status(_context: Context, json: bool = False) -> None:  # noqa: A002  the flag's name
+def status(_context: Context, json: bool = False) -> None:
     """Show the VM, the mount and every workspace.
 
     Example: status --json

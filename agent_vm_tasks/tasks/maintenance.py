@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from invoke.context import Context
+from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.tasks import task
 
 from agent_vm_tasks import guest, lima, vm

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from invoke.context import Context
+from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
@@ -14,9 +15,11 @@ from agent_vm_tasks import mount as sshfs
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks.console import say, warn
 from agent_vm_tasks.errors import AgentVMError, UsageError
-from agent_vm_tasks.workspaces import Workspace
 
 from ._edge import confirm, guarded
+
+if TYPE_CHECKING:
+    from agent_vm_tasks.workspaces import Workspace
 
 BRANCH = {"branch": "the branch, for example fix-login"}
 
@@ -25,8 +28,8 @@ _AFTER_PUSH = {
     "current": "",
     "ahead": "the workspace has {detail} commits that are not here yet: fetch them",
     "diverged": "both sides have new commits: fetch, merge here, then push again",
-    "elsewhere": "the workspace is on {detail}, so its files stay; the commits are there as {ref}",
-    "busy": "a merge or rebase is going on in the workspace ({detail}); the commits are there as {ref}",
+    "elsewhere": "the workspace is on {detail}, so its files stay; the commits are at {ref}",
+    "busy": "a merge or rebase goes on in the workspace ({detail}); the commits are at {ref}",
     "blocked": "files in the workspace are in the way, so they stay: {detail}",
 }
 
@@ -82,7 +85,9 @@ def fetch(c: Context, branch: str | None = None) -> None:
     for line in contents.losses:
         warn(f"left in the workspace: {line}")
     if not fetched.merged:
-        raise AgentVMError(f"the work is at {fetched.ref}, {ws.branch} was not moved", fetched.advice)
+        raise AgentVMError(
+            f"the work is at {fetched.ref}, {ws.branch} was not moved", fetched.advice
+        )
     print(f"{ws.branch} is up to date with the VM.")
 
 
@@ -126,8 +131,8 @@ def _workspace(chosen: configuration.Settings, branch: str | None) -> Workspace:
 
 def _running(chosen: configuration.Settings, c: Context) -> None:
     """Start what is missing; with the VM warm, only the mount is looked at."""
-    warnings = vm.ensure_mounted(chosen) if vm.ready(chosen.vm.name) else vm.start(chosen, say, c).warnings
-    for line in warnings:
+    ready = vm.ready(chosen.vm.name)
+    for line in vm.ensure_mounted(chosen) if ready else vm.start(chosen, say, c).warnings:
         warn(line)
 
 
