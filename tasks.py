@@ -1,5 +1,67 @@
 """The tasks of this repository: the product's, plus test, lint and bench."""
 
+import importlib.util
+import shlex
+import shutil
+import sys
+
+from invoke.context import Context
+from invoke.tasks import task
+
 from agent_vm_tasks import ns
 
-namespace = ns
+PYTHON = shlex.quote(sys.executable)
+
+
+@task
+def dev(c: Context) -> None:
+    """Install what the tests need into this environment, when it is missing."""
+    if all(importlib.util.find_spec(name) for name in ("pytest", "hypothesis", "mypy", "build")):
+        return
+    if importlib.util.find_spec("pip"):
+        _run(c, f"{PYTHON} -m pip install --quiet --editable '.[dev]'")
+    else:
+        uv = shutil.which("uv") or "uv"
+        _run(c, f"{shlex.quote(uv)} pip install --quiet --python {PYTHON} --editable '.[dev]'")
+
+
+@task(pre=[dev])
+def lint(c: Context) -> None:
+    """Check style and types.
+
+    Example: invoke lint
+    """
+    _run(c, f"{PYTHON} -m ruff check")
+    _run(c, f"{PYTHON} -m ruff format --check")
+    _run(c, f"{PYTHON} -m mypy")
+
+
+@task(pre=[lint], help={"vm": "also boot a real VM (--no-vm: not)", "only": "pytest's -k"})
+def test(c: Context, vm: bool = True, only: str = "") -> None:
+    """Run every test, on a real VM as well.
+
+    Example: invoke test --no-vm --only fetch
+    """
+    marks = "vm or not vm" if vm else "not vm"
+    _run(c, f"{PYTHON} -m pytest -m {shlex.quote(marks)} -k {shlex.quote(only)} --durations=10")
+
+
+@task(help={"runs": "how often each command is timed; the median counts"})
+def bench(_c: Context, runs: int = 7) -> None:
+    """Time the commands against their floors, on the running VM.
+
+    Example: invoke bench
+    """
+    from tests import bench as benchmarks
+
+    benchmarks.run(runs)
+
+
+def _run(c: Context, command: str) -> None:
+    c.run(command, in_stream=False, echo=True)
+
+
+ns.add_task(dev)
+ns.add_task(lint)
+ns.add_task(test)
+ns.add_task(bench)

@@ -98,6 +98,7 @@ def start(instance: Instance, say: Say, extra_env: Mapping[str, str]) -> None:
         process.kill(child)
         stop(instance.name, force=True)
         raise
+    process.close(child)
 
 
 def stop(name: str, *, force: bool = False) -> None:
@@ -136,42 +137,45 @@ def log_tail(folder: Path, name: str, lines: int = 5) -> str:
 
 def _watch(child: subprocess.Popen[bytes], folder: Path, say: Say) -> None:
     """Follow the boot through Lima's logs until `limactl start` ends."""
-    began, told = time.monotonic(), ""
+    began, told = time.time(), ""
     while child.poll() is None:
-        _raise_if_lost(folder)
-        step = _step(folder)
+        _raise_if_lost(folder, began)
+        step = _step(folder, began)
         if step and step != told:
-            say(f"  {step} ({time.monotonic() - began:.0f} s)")
+            say(f"  {step} ({time.time() - began:.0f} s)")
             told = step
         time.sleep(0.25)
     if child.returncode:
-        _raise_if_lost(folder)
+        _raise_if_lost(folder, began)
         err = child.stderr.read().decode("utf-8", "replace") if child.stderr else ""
         raise AgentVMError(f"the VM did not start: {_last_message(err)}", f"see {folder}/*.log")
 
 
-def _raise_if_lost(folder: Path) -> None:
+def _raise_if_lost(folder: Path, since: float) -> None:
     for name in ("serial.log", "ha.stderr.log"):
-        tail = _end_of(folder / name)
+        tail = _end_of(folder / name, since)
         for sign, meaning, advice in _FATAL:
             if sign in tail:
                 hint = f"{advice}; see {folder / name}" if advice else f"see {folder / name}"
                 raise AgentVMError(f"the VM did not start: {meaning}", hint)
 
 
-def _step(folder: Path) -> str:
+def _step(folder: Path, since: float) -> str:
     """What Lima waits for, in our words."""
-    tail = _end_of(folder / "ha.stderr.log")
+    tail = _end_of(folder / "ha.stderr.log", since)
     if "final requirement" in tail:
         return "the guest finishes booting"
     if "ssh" in tail and "is satisfied" in tail:
         return "ssh answers"
-    return "the guest boots" if (folder / "serial.log").exists() else ""
+    return "the guest boots" if _end_of(folder / "serial.log", since) else ""
 
 
-def _end_of(path: Path, size: int = 65536) -> str:
+def _end_of(path: Path, since: float, size: int = 65536) -> str:
+    """The end of a log, unless an earlier boot wrote it: Lima empties its logs only in time."""
     try:
         with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_mtime < since - 1:
+                return ""
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - size))
             return file.read().decode("utf-8", "replace")

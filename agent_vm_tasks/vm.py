@@ -320,10 +320,14 @@ def _differences(settings: Settings, found: Instance | None) -> list[str]:
         if value and explicit(settings, f"vm.{key}") and getattr(settings.vm, key) != value
     ]  # fmt: skip
     return [
-        f"the VM has {has[key]} {'CPUs' if key == 'cpus' else f'MiB of {key}'}, not "
-        f"{getattr(settings.vm, key)}: vm.{key} counts when it is created (destroy and start)"
+        f"the VM has {_amount(key, has[key])}, not {_amount(key, getattr(settings.vm, key))}: "
+        f"vm.{key} counts when it is created (destroy, then start)"
         for key in different
     ]
+
+
+def _amount(key: str, number: int) -> str:
+    return f"{number} CPUs" if key == "cpus" else f"{number / 1024:g} GiB {key}"
 
 
 def _inventory(name: str) -> tuple[tuple[Row, ...], str]:

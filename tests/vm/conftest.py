@@ -1,0 +1,92 @@
+"""One real VM for all tests here: booted once by the product itself, destroyed at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NAME = "agent-vm-test"
+PROGRAM = str(Path(sys.executable).with_name("agent-vm"))
+INVOKE = str(Path(sys.executable).with_name("invoke"))
+CHECKOUT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class User:
+    """A person with a home of their own, and what they type there."""
+
+    home: Path
+    cache: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        kept = {key: os.environ[key] for key in ("PATH", "LIMA_HOME") if key in os.environ}
+        return {**kept, "HOME": str(self.home), "XDG_CACHE_HOME": self.cache, "LANG": "C.UTF-8",
+                "TERM": "dumb"}  # fmt: skip
+
+    def run(self, *argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            argv, cwd=cwd or self.home, env=self.env, text=True, capture_output=True,
+            stdin=subprocess.DEVNULL, check=False, timeout=1800,
+        )  # fmt: skip
+
+    def agent_vm(self, *args: str, cwd: Path | None = None) -> str:
+        """What a command that must succeed prints."""
+        done = self.run(PROGRAM, *args, cwd=cwd)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def fails(self, *args: str, cwd: Path | None = None) -> str:
+        """What a command that must fail says: one line, no traceback."""
+        done = self.run(PROGRAM, *args, cwd=cwd)
+        assert done.returncode != 0, done.stdout
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    def git(self, *args: str, cwd: Path) -> str:
+        done = self.run("git", *args, cwd=cwd)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def repository(self, name: str, files: dict[str, str] | None = None) -> Path:
+        top = self.home / name
+        top.mkdir()
+        self.git("init", "--quiet", "--initial-branch=main", cwd=top)
+        for path, text in (files or {"README": "hello\n"}).items():
+            (top / path).write_text(text)
+        self.git("add", "--all", cwd=top)
+        self.git("commit", "--quiet", "--message=first", cwd=top)
+        return top
+
+
+@pytest.fixture(scope="session")
+def user() -> Iterator[User]:
+    home = Path(tempfile.mkdtemp(prefix="av", dir="/tmp"))
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    (home / ".gitconfig").write_text("[user]\nname = Tester\nemail = tester@localhost\n")
+    (home / ".config" / "agent-vm").mkdir(parents=True)
+    (home / ".config" / "agent-vm" / "config.toml").write_text(f'[vm]\nname = "{NAME}"\n')
+    person = User(home, cache)
+    try:
+        yield person
+    finally:
+        person.agent_vm("destroy", "--force")
+        shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session")
+def vm(user: User) -> User:
+    """The person, with the VM running."""
+    user.agent_vm("start")
+    return user

@@ -1,0 +1,221 @@
+"""The main job on a real VM, as a person does it; the tests build on each other in this order."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import CHECKOUT, INVOKE, NAME, User
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.fixture(scope="module")
+def project(user: User) -> Path:
+    return user.repository("project")
+
+
+def inside(vm: User, command: str, cwd: Path | None = None, branch: str = "") -> str:
+    """What a command prints in the VM, or in a branch's workspace."""
+    return vm.agent_vm("connect", *([branch] if branch else []), "--command", command, cwd=cwd)
+
+
+def test_status_without_a_vm_says_so_and_creates_none(user: User) -> None:
+    assert user.agent_vm("status").strip() == "State: Does not exist"
+
+
+def test_commands_for_workspaces_do_not_create_a_vm_to_say_no(user: User, project: Path) -> None:
+    assert "there is no VM" in user.fails("fetch", "nothing", cwd=project)
+    assert user.agent_vm("status").strip() == "State: Does not exist"
+
+
+def test_a_lima_override_that_adds_mounts_is_refused_before_the_first_boot(user: User) -> None:
+    folder = lima_home(user) / "_config"
+    folder.mkdir(exist_ok=True)
+    override = folder / "override.yaml"
+    assert not override.exists()
+    override.write_text("plain: false\nmounts: [{location: /opt}]\n")
+    try:
+        said = user.fails("start")
+    finally:
+        override.unlink()
+    assert "mounts, plain" in said
+    assert user.agent_vm("status").strip() == "State: Does not exist"
+
+
+def test_a_commit_made_in_the_vm_lands_in_the_repository(vm: User, project: Path) -> None:
+    inside(vm, "echo work > work.txt; git add -A; git commit -qm 'Made inside'", project, "fix")
+    vm.agent_vm("fetch", "fix", cwd=project)
+    assert vm.git("log", "-1", "--format=%s", "fix", cwd=project) == "Made inside"
+    assert vm.git("show", "fix:work.txt", cwd=project) == "work"
+    assert vm.git("branch", "--show-current", cwd=project) == "main"
+
+
+def test_new_commits_on_the_host_reach_the_workspace_with_their_files(
+    vm: User, project: Path
+) -> None:
+    vm.git("checkout", "--quiet", "fix", cwd=project)
+    (project / "more.txt").write_text("more\n")
+    vm.git("add", "more.txt", cwd=project)
+    vm.git("commit", "--quiet", "--message=more", cwd=project)
+    vm.agent_vm("push", "fix", cwd=project)
+    assert inside(vm, "cat more.txt; git status --porcelain", project, "fix") == "more\n"
+
+
+def test_fetch_updates_the_files_of_the_checked_out_branch(vm: User, project: Path) -> None:
+    inside(vm, "echo 2 > work.txt; git commit -qam second", project, "fix")
+    vm.agent_vm("fetch", "fix", cwd=project)
+    assert (project / "work.txt").read_text() == "2\n"
+
+
+def test_an_edit_through_the_mount_is_seen_inside_and_back(vm: User, project: Path) -> None:
+    folder = vm.home / ".agent-vm-mounts" / "workspace" / "project-fix"
+    (folder / "edited.txt").write_text("from the host\n")
+    assert inside(vm, "cat edited.txt", project, "fix") == "from the host\n"
+    inside(vm, "echo from inside > edited.txt", project, "fix")
+    deadline = time.monotonic() + 30  # the kernel caches attributes for a while
+    while (folder / "edited.txt").read_text() != "from inside\n":
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def test_status_shows_the_vm_and_what_a_workspace_holds(vm: User, project: Path) -> None:
+    now = json.loads(vm.agent_vm("status", "--json", cwd=project))
+    assert (now["state"], now["mounted"], now["disk"]) == ("Running", True, 100 * 1024)
+    row = next(row for row in now["workspaces"] if row["folder"] == "project-fix")
+    assert (row["repository"], row["branch"]) == ("project", "fix")
+    assert (row["unfetched"], row["uncommitted"], row["untracked"]) == (0, 0, 1)
+    text = vm.agent_vm("status")
+    assert "State: Running" in text
+    assert "Disk: 100 GiB" in text
+
+
+def test_clean_refuses_without_a_terminal_and_names_what_would_be_lost(
+    vm: User, project: Path
+) -> None:
+    said = vm.fails("clean", "fix", cwd=project)
+    assert "project-fix: 1 file untracked" in said
+    assert "--force" in said
+    assert inside(vm, "cat edited.txt", project, "fix") == "from inside\n"
+
+
+def test_connect_without_a_branch_is_a_shell_in_the_vm(vm: User) -> None:
+    assert inside(vm, "pwd; hostname; id -un") == f"/home/agent\nlima-{NAME}\nagent\n"
+
+
+def test_a_commands_words_and_status_pass_through(vm: User, project: Path) -> None:
+    argv = ["connect", "fix", "--", "sh", "-c", 'printf "%s|" "$@"; exit 7', "sh", "a b", "$HOME"]
+    done = vm.run(str(Path(INVOKE).with_name("agent-vm")), *argv, cwd=project)
+    assert (done.returncode, done.stdout) == (7, "a b|$HOME|")
+
+
+def test_the_vm_sees_nothing_of_the_host(vm: User) -> None:
+    assert inside(vm, "findmnt -t 9p,virtiofs,fuse.sshfs || true") == ""
+    assert inside(vm, "ssh-add -l 2>&1 || true").startswith("Could not open a connection")
+    assert str(vm.home) not in inside(vm, "env; cat /etc/passwd; mount")
+
+
+def test_the_home_files_are_there_with_their_modes(vm: User) -> None:
+    wanted = CHECKOUT / "common" / "homedir"
+    for path in (path for path in wanted.rglob("*") if path.is_file()):
+        name = path.relative_to(wanted)
+        mode = "755" if path.stat().st_mode & 0o100 else "644"
+        assert inside(vm, f"stat -c '%a %U' ~/{name}").strip() == f"{mode} agent"
+
+
+def test_the_agent_starts_in_a_login_shell_and_in_a_plain_command(vm: User) -> None:
+    assert "Claude Code" in inside(vm, "claude --version")
+    assert "Claude Code" in inside(vm, "bash -lc 'claude --version'")
+
+
+def test_the_packages_are_installed_and_the_marker_is_set(vm: User) -> None:
+    listed = (CHECKOUT / "common" / "packages" / "apt-packages.txt").read_text().splitlines()
+    names = [line.split("#")[0].strip() for line in listed]
+    have = inside(vm, "dpkg-query -W -f '${Package} ${Status}\\n' | grep ' installed$'")
+    packages = {line.split()[0] for line in have.splitlines()}
+    assert {name for name in names if name} <= packages
+    assert inside(vm, "cat /etc/agent-environment").strip() == "agent-vm"
+
+
+def test_a_second_start_installs_nothing_and_is_quick(vm: User) -> None:
+    done = vm.run(str(Path(INVOKE).with_name("agent-vm")), "start")
+    assert done.returncode == 0
+    assert "installing" not in done.stderr
+
+
+def test_a_failed_stage_is_named_and_the_next_start_resumes_there(vm: User, project: Path) -> None:
+    settings = project / "agent-vm.toml"
+    settings.write_text('[packages]\napt = ["no-such-package-at-all"]\n')
+    said = vm.fails("provision", cwd=project)
+    assert "stage packages" in said
+    assert "no-such-package-at-all" in said
+    assert "/var/log/agent-vm/packages.log" in said
+    assert "missing" in inside(vm, "test -e /etc/agent-environment && echo there || echo missing")
+    settings.unlink()
+    done = vm.run(str(Path(INVOKE).with_name("agent-vm")), "provision", cwd=project)
+    assert done.returncode == 0
+    assert "installing: npm" not in done.stderr
+    assert "agent-vm" in inside(vm, "cat /etc/agent-environment")
+
+
+def test_flags_for_an_existing_vm_are_told(vm: User) -> None:
+    done = vm.run(str(Path(INVOKE).with_name("agent-vm")), "start", "--disk", "200")
+    assert done.returncode == 0
+    assert "100 GiB disk, not 200 GiB" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["run-tests", "fetch-and-check"])
+def test_the_examples_work_as_their_repositories_own_tasks(vm: User, name: str) -> None:
+    top = vm.home / name
+    shutil.copytree(CHECKOUT / "examples" / name, top)
+    vm.git("init", "--quiet", "--initial-branch=main", cwd=top)
+    vm.git("add", "--all", cwd=top)
+    vm.git("commit", "--quiet", "--message=first", cwd=top)
+    if name == "run-tests":
+        assert "OK" in (done := vm.run(INVOKE, "test", "--branch", "try", cwd=top)).stderr
+    else:
+        change = "printf 'x \\n' > x; git add x; git commit -qm spaces"
+        vm.run(INVOKE, "connect", "--branch", "try", "--command", change, cwd=top)
+        done = vm.run(INVOKE, "fetch", "--branch", "try", cwd=top)
+        assert "trailing whitespace" in done.stdout
+    assert ("OK" in done.stderr) == (done.returncode == 0)
+
+
+def test_a_stop_keeps_the_workspace_and_its_uncommitted_files(vm: User, project: Path) -> None:
+    vm.agent_vm("stop")
+    assert "State: Stopped" in vm.agent_vm("status")
+    assert not (vm.home / ".agent-vm-mounts" / "workspace" / "project-fix").exists()
+    assert inside(vm, "cat edited.txt", project, "fix") == "from inside\n"
+    assert (vm.home / ".agent-vm-mounts" / "workspace" / "project-fix" / "edited.txt").exists()
+
+
+def test_clean_with_force_deletes_the_workspace_and_keeps_the_branch(
+    vm: User, project: Path
+) -> None:
+    vm.agent_vm("clean", "fix", "--force", cwd=project)
+    assert "missing" in inside(vm, "test -e ~/workspace/project-fix || echo missing")
+    assert vm.git("log", "-1", "--format=%s", "fix", cwd=project) == "second"
+    vm.agent_vm("clean-all", "--force")
+    assert "Workspaces: none" in vm.agent_vm("status")
+
+
+def test_destroy_leaves_no_vm_no_process_and_no_mount(vm: User) -> None:
+    vm.agent_vm("destroy", "--force")
+    assert vm.agent_vm("status").strip() == "State: Does not exist"
+    listed = subprocess.run(["ps", "-A", "-ww", "-o", "args="], capture_output=True, text=True,
+                            check=True).stdout  # fmt: skip
+    assert f"/{NAME}/" not in listed
+    assert str(vm.home) not in listed
+    assert str(vm.home) not in Path("/proc/self/mountinfo").read_text()
+
+
+def lima_home(user: User) -> Path:
+    from agent_vm_tasks import host
+
+    named = user.env.get("LIMA_HOME")
+    return Path(named) if named else host.service_home() / ".lima"
