@@ -61,7 +61,7 @@ def _run(c: Context, command: str) -> None:
     c.run(command, in_stream=False, echo=True)
 
 
-ns.add_task(dev)
+ns.add_task(dev)  # type: ignore[arg-type]
 ns.add_task(lint)
 ns.add_task(test)
 ns.add_task(bench)

@@ -61,16 +61,17 @@ class Image:
     cmdline: str = ""
 
 
-def choose(settings: Settings, say: Say) -> tuple[Image, ...]:
+def choose(settings: Settings, say: Say, *, build: bool = True) -> tuple[Image, ...]:
     """The images to try, in order; builds one where Debian's cannot be downloaded.
 
+    Without `build` the paths of the image that would be built are given, and nothing is made.
     Raises AgentVMError when there is none to be had.
     """
     wanted = settings.vm.image
     if wanted == "cloud" or (wanted == "auto" and _reachable()):
         return cloud_images()
     if wanted in {"auto", "build"}:
-        return (build(say),)
+        return (built(say, build=build),)
     if wanted.startswith("https://"):
         return (Image(wanted),)
     path = Path(wanted).expanduser()
@@ -94,13 +95,13 @@ def debian_arch() -> str:
     return _ARCHES[machine]
 
 
-def build(say: Say) -> Image:
+def built(say: Say, *, build: bool = True) -> Image:
     """The image built on this machine; from the cache while what goes into it is the same."""
     packages = (*BASE_PACKAGES, _kernel_package(), *data.package_list("apt-packages.txt"))
     sources = _sources()
     inputs = "\n".join((RECIPE, RELEASE, debian_arch(), *packages, *sources))
     folder = cache() / f"debian-13-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}"
-    if not (folder / "disk.qcow2").exists():
+    if build and not (folder / "disk.qcow2").exists():
         if platform.system() != "Linux":
             raise AgentVMError(
                 "Debian's cloud images cannot be reached, and only Linux can build one",

@@ -22,6 +22,9 @@ MIB = 1024 * 1024
 START_TIMEOUT = 30 * 60
 """Seconds until a boot is given up; an emulated first boot takes a minute or two."""
 
+STILL = 20
+"""Seconds after which progress is told again even when nothing new happened."""
+
 _PASSED_ON = (
     "LANG", "LIMA_HOME", "PATH", "TMPDIR", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
@@ -140,9 +143,9 @@ def _watch(child: subprocess.Popen[bytes], folder: Path, say: Say) -> None:
     began, told = time.time(), ""
     while child.poll() is None:
         _raise_if_lost(folder, began)
-        step = _step(folder, began)
-        if step and step != told:
-            say(f"  {step} ({time.time() - began:.0f} s)")
+        step = f"{_step(folder, began)} {(time.time() - began) // STILL:.0f}"
+        if step != told:
+            say(f"  {step.rpartition(' ')[0]} ({time.time() - began:.0f} s)")
             told = step
         time.sleep(0.25)
     if child.returncode:
@@ -167,7 +170,7 @@ def _step(folder: Path, since: float) -> str:
         return "the guest finishes booting"
     if "ssh" in tail and "is satisfied" in tail:
         return "ssh answers"
-    return "the guest boots" if _end_of(folder / "serial.log", since) else ""
+    return "the guest boots" if _end_of(folder / "serial.log", since) else "QEMU starts"
 
 
 def _end_of(path: Path, since: float, size: int = 65536) -> str:

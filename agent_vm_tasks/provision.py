@@ -6,10 +6,13 @@ common/scripts/provision.sh, which keeps a stamp and a log for each in the guest
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import shlex
+import signal
 import tarfile
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,8 +20,10 @@ from . import data, guest, render
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from fabric import Connection
     from invoke.context import Context
 
     from .console import Say
@@ -54,14 +59,14 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
     )
 
 
-def run(settings: Settings, say: Say, c: Context | None = None) -> None:
-    """Bring the guest to what the settings ask for; stages that are in force are skipped.
+def run(settings: Settings, say: Say, c: Context | None = None) -> bool:
+    """Bring the guest to what the settings ask for; True when that took any stage.
 
     Raises AgentVMError naming the stage that failed, its log and the log's last lines.
     """
     wanted = stages(settings)
     connection = guest.connection(settings.vm.name, c)
-    with connection:
+    with connection, _ended_by_interrupt(connection):
         folder = connection.run("mktemp -d", hide=True, in_stream=False).stdout.strip()
         target = f"{folder}/provision.tar"
         connection.put(io.BytesIO(_archive(wanted)), target)
@@ -77,6 +82,33 @@ def run(settings: Settings, say: Say, c: Context | None = None) -> None:
             f"{listener.complaint or result.stderr.strip() or 'no reason given'}",
             f"its log is {LOGS}/{listener.stage}.log in the VM; `agent-vm start` resumes there",
         )
+    return listener.worked
+
+
+@contextlib.contextmanager
+def _ended_by_interrupt(connection: Connection) -> Iterator[None]:
+    """Let Ctrl-C end the wait: without a terminal Fabric would wait for the remote command."""
+    pressed = False
+
+    def close(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        connection.close()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, close)
+    try:
+        yield
+    except Exception:
+        if pressed:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 class _Listener(io.StringIO):
@@ -87,6 +119,7 @@ class _Listener(io.StringIO):
         self.say = say
         self.stage = ""
         self.complaint = ""
+        self.worked = False
         self.rest = ""
 
     def write(self, text: str) -> int:
@@ -101,6 +134,7 @@ class _Listener(io.StringIO):
             self.stage = rest
             self.say(f"  installing: {rest}")
         elif event == "@done":
+            self.worked = True
             self.say(f"  installed: {rest} s")
         elif event == "@failed":
             self.stage = rest

@@ -114,11 +114,21 @@ def _certificate(path: Path) -> str:
 
 
 def _yaml(value: Any) -> str:  # noqa: ANN401  any plain value
-    """One line of YAML."""
+    """A value that goes after `key: ` or `- `: one line, or an indented block for lines of text."""
     import yaml
 
-    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
-    return text.removesuffix("...\n").strip()
+    style = None
+    if isinstance(value, str) and ("\n" in value or not value.isascii()):
+        style = "|" if value.isascii() and not value[0].isspace() else '"'
+    text = yaml.safe_dump(
+        value,
+        default_style=style,
+        default_flow_style=True,
+        indent=6,
+        width=float("inf"),
+        allow_unicode=True,
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _ssh(path: object) -> str:

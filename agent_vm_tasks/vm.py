@@ -65,7 +65,7 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
     name = settings.vm.name
     host.require_lima()
     with state.lock(name, say):
-        found = lima.find(name)
+        found = find(name)
         warnings = _differences(settings, found)
         if found is not None and found.status not in {"Running", "Stopped"}:
             found = _heal(found, say)
@@ -75,8 +75,9 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
         if not guest.connected(name):
             guest.attach(instance)
             guest.warm_up(name)
-        if settings.provision.enabled:
-            provision.run(settings, say, c)
+        if settings.provision.enabled and provision.run(settings, say, c):
+            guest.disconnect(name)  # the groups of a session are those of its login
+            guest.warm_up(name)
         _ready_mark(name).touch()
     warnings += ensure_mounted(settings)
     return Started(found is None, tuple(warnings))
@@ -87,8 +88,22 @@ def ready(name: str) -> bool:
     return _ready_mark(name).exists() and guest.connected(name)
 
 
-def require_exists(name: str) -> Instance:
+def find(name: str) -> Instance | None:
+    """The VM, or None; raises AgentVMError for an instance that was not made here.
+
+    A repository's settings may name the VM: they must not lead to somebody else's.
+    """
     found = lima.find(name)
+    if found is not None and not guest.known_hosts(name).exists():
+        raise AgentVMError(
+            f"there is a Lima instance {name} that agent-vm did not make for this user",
+            f"set another vm.name, or remove it with `limactl delete {name}`",
+        )
+    return found
+
+
+def require_exists(name: str) -> Instance:
+    found = find(name)
     if found is None:
         raise AgentVMError(f"there is no VM {name}", "`agent-vm start` creates it")
     return found
@@ -108,7 +123,7 @@ def require_running(name: str) -> None:
 def status(settings: Settings) -> Status:
     """Look at the VM, the mount and, when it runs, the workspaces; starts nothing."""
     name, point = settings.vm.name, mount.point(settings)
-    found = lima.find(name)
+    found = find(name)
     mounted = mount.current(point)
     rows, trouble = _inventory(name) if found and found.running else ((), "")
     return Status(
@@ -126,7 +141,7 @@ def status(settings: Settings) -> Status:
 
 def losses(settings: Settings) -> list[str]:
     """What would be gone with the VM, in words; also that it could not be found out."""
-    found = lima.find(settings.vm.name)
+    found = find(settings.vm.name)
     if found is None:
         return []
     if not found.running:
@@ -139,11 +154,9 @@ def losses(settings: Settings) -> list[str]:
 def stop(settings: Settings) -> bool:
     """Power the VM down; False when it was not running."""
     name = settings.vm.name
-    found = lima.find(name)
+    found = require_exists(name)
     mount.unmount(settings, force=True)
     guest.disconnect(name)
-    if found is None:
-        raise AgentVMError(f"there is no VM {name}", "`agent-vm start` creates it")
     if found.status == "Stopped":
         return False
     lima.stop(name, force=not found.running)
@@ -153,9 +166,10 @@ def stop(settings: Settings) -> bool:
 def destroy(settings: Settings) -> bool:
     """Remove the VM with everything in it; False when there was none."""
     name = settings.vm.name
+    found = find(name)
     mount.unmount(settings, force=True)
     guest.disconnect(name)
-    if lima.find(name) is None:
+    if found is None:
         return False
     lima.stop(name, force=True)
     lima.delete(name)
@@ -186,7 +200,8 @@ def fitted(settings: Settings) -> tuple[Settings, list[str]]:
 def rendered(settings: Settings, say: Say) -> dict[str, str]:
     """Every file that a creation would use, by name; the host key is left out."""
     fit, _ = fitted(settings)
-    files = {"lima.yaml": render.lima_yaml(fit, image.choose(fit, say), "(made at creation)")}
+    images = image.choose(fit, say, build=False)
+    files = {"lima.yaml": render.lima_yaml(fit, images, "(made at creation)")}
     return files | {f"provision/{s.name}.sh": s.script for s in provision.stages(fit)}
 
 
@@ -200,6 +215,7 @@ def _create(settings: Settings, say: Say) -> Instance:
         f"{fit.vm.disk // 1024} GiB disk")  # fmt: skip
     private, public = _host_key()
     yaml = render.lima_yaml(fit, images, private)
+    state.write(guest.known_hosts(name), f"{name} {public}\n")
     lima.create(name, yaml)
     created = lima.find(name)
     if created is None:
@@ -209,7 +225,6 @@ def _create(settings: Settings, say: Say) -> Instance:
     except AgentVMError:
         lima.delete(name)
         raise
-    state.write(guest.known_hosts(name), f"{name} {public}\n")
     return created
 
 

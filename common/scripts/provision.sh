@@ -7,6 +7,8 @@ stamps=/var/lib/agent-vm/stamps
 logs=/var/log/agent-vm
 marker=/etc/agent-environment
 mkdir -p "$stamps" "$logs"
+exec 9> /var/lib/agent-vm/lock # a run that was cut off on the host may still be at work
+flock 9
 export PROVISION_FOLDER=$folder DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 
 run_stage() {

@@ -1,0 +1,148 @@
+"""`invoke bench`: the commands against their floors, in one run, on the VM of this machine.
+
+A floor is what the same work costs without us: an empty tasks.py, ssh over the warm connection,
+raw git over it. Times are medians in milliseconds; what counts is the ratio.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent_vm_tasks import console, guest, settings, vm
+from agent_vm_tasks.errors import AgentVMError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BIN = Path(sys.executable).parent
+BRANCH = "bench"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A repository with a workspace in the VM, and a bare one beside it for raw git."""
+
+    top: Path
+    name: str
+    runs: int
+
+    def time(self, argv: list[str], before: Callable[[], None] = lambda: None) -> float:
+        """Median wall-clock milliseconds of `argv`; `before` each run is not counted."""
+        return statistics.median(self._once(argv, before) for _ in range(self.runs))
+
+    def _once(self, argv: list[str], before: Callable[[], None]) -> float:
+        before()
+        began = time.perf_counter()
+        self.run(argv)
+        return (time.perf_counter() - began) * 1000
+
+    def run(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            argv, cwd=self.top, env=self.env, text=True, capture_output=True,
+            stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise AgentVMError(f"{' '.join(argv)} failed: {done.stderr}")
+        return done
+
+    @property
+    def env(self) -> dict[str, str]:
+        ssh = f"ssh -F '{guest.config(self.name)}'"
+        return {**os.environ, "GIT_SSH_COMMAND": ssh, "GIT_SSH_VARIANT": "ssh"}
+
+    def git(self, *args: str) -> str:
+        return self.run(["git", "-c", "user.name=b", "-c", "user.email=b@localhost", *args]).stdout
+
+    def commit_here(self) -> None:
+        self.git("commit", "--quiet", "--allow-empty", "--message=here")
+
+    def commit_inside(self, path: str) -> Callable[[], None]:
+        line = f"cd {path} && git commit --quiet --allow-empty --message=inside"
+        return lambda: void(self.run([*guest.ssh(self.name), line]))
+
+    def children(self, argv: list[str]) -> str:
+        """How many limactl and ssh a command starts, from its own debug log."""
+        said = self.run([argv[0], "--debug", *argv[1:]]).stderr
+        started = re.findall(r"run: (?:\S*/)?(ssh|limactl|git) (.*)", said)
+        limactl = sum(program == "limactl" for program, _ in started)
+        ssh = sum(program == "ssh" and " -O " not in words for program, words in started)
+        ssh += sum(
+            program == "git" and re.search(r" (push|fetch) --", words) is not None
+            for program, words in started
+        )
+        return f"{limactl} limactl, {ssh} ssh"
+
+
+def void(_: object) -> None:
+    return
+
+
+def run(runs: int) -> None:
+    """Print the table; raises AgentVMError when the VM is not running."""
+    name = settings.load().vm.name
+    vm.require_running(name)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), name, runs)
+        prepare(bench)
+        try:
+            rows = measure(bench)
+        finally:
+            bench.run([str(BIN / "agent-vm"), "clean", BRANCH, "--force"])
+            bench.run([*guest.ssh(name), "rm -rf bench-raw bench-raw.git"])
+    print(console.table(("COMMAND", "MS", "FLOOR MS", "RATIO", "GOAL", "CHILDREN"), rows))
+
+
+def prepare(bench: Bench) -> None:
+    (bench.top / "tasks.py").write_text("")
+    bench.git("init", "--quiet", f"--initial-branch={BRANCH}")
+    bench.git("add", "--all")
+    bench.commit_here()
+    bench.git("checkout", "--quiet", "-b", "elsewhere")
+    bench.run([str(BIN / "agent-vm"), "push", BRANCH])
+    bench.run([*guest.ssh(bench.name), "git init --quiet --bare bench-raw.git"])
+
+
+def measure(bench: Bench) -> list[tuple[object, ...]]:
+    invoke, tool = str(BIN / "invoke"), str(BIN / "agent-vm")
+    path = f"workspace/{bench.top.name}-{BRANCH}"
+    raw = f"{bench.name}:bench-raw.git"
+    bare = bench.time([invoke, "--list"])
+    ssh = bench.time([*guest.ssh(bench.name), "true"])
+    (bench.top / "tasks.py").write_text("from agent_vm_tasks import ns\n")
+    bench.git("checkout", "--quiet", BRANCH)
+    push = bench.time(["git", "push", "--quiet", raw, f"+{BRANCH}"], bench.commit_here)
+    bench.run([tool, "push", BRANCH])
+    inside = bench.commit_inside(path)
+    fetch = bench.time(["git", "fetch", "--quiet", f"{bench.name}:{path}", BRANCH], inside)
+    bench.run([tool, "fetch", BRANCH])
+    return [
+        row(bench, [invoke, "--list"], bare, 1.3),
+        row(bench, [invoke, "status"], bare + ssh, 1.5),
+        row(bench, [invoke, "connect", "--branch", BRANCH, "--command", "true"], bare + ssh, 1.5),
+        row(bench, [invoke, "push", "--branch", BRANCH], bare + push, 1.6, bench.commit_here),
+        row(bench, [invoke, "fetch", "--branch", BRANCH], bare + fetch, 1.6, inside),
+    ]
+
+
+def row(
+    bench: Bench,
+    argv: list[str],
+    floor: float,
+    goal: float,
+    before: Callable[[], None] = lambda: None,
+) -> tuple[object, ...]:
+    taken = bench.time(argv, before)
+    command = " ".join([Path(argv[0]).name, *argv[1:]])
+    return (
+        command, f"{taken:.0f}", f"{floor:.0f}", f"{taken / floor:.2f}", f"{goal}",
+        bench.children(argv),
+    )  # fmt: skip
