@@ -52,9 +52,10 @@ def bench(_c: Context, runs: int = 7) -> None:
 
     Example: invoke bench
     """
+    from agent_vm_tasks.tasks._edge import guarded
     from tests import bench as benchmarks
 
-    benchmarks.run(runs)
+    guarded(benchmarks.run)(runs)
 
 
 def _run(c: Context, command: str) -> None:

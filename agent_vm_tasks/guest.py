@@ -92,6 +92,14 @@ def script(name: str, file: str, *args: str, timeout: float | None = 120) -> lis
     return result.stdout.split("\0")[:-1]
 
 
+def unpack(name: str, folder: str, archive: bytes) -> None:
+    """Unpack a tar into a folder of the guest (from its home); what is there already stays."""
+    remote = f"tar --extract --skip-old-files --file=- --directory={shlex.quote(folder)}"
+    result = process.run([*ssh(name), remote], stdin=archive, check=False, timeout=600)
+    if not result.ok:
+        raise AgentVMError(f"copying files into the VM failed: {result.reason}")
+
+
 def enter(name: str, remote: str) -> int:
     """Run a remote command on this terminal; a pseudo-terminal when both ends are one."""
     terminal = sys.stdin.isatty() and sys.stdout.isatty()

@@ -31,13 +31,15 @@ _PASSED_ON = (
     "SSL_CERT_DIR", "SSL_CERT_FILE",
 )  # fmt: skip
 
-# What the programs under limactl write when a start is lost, and what a user can do about it.
+# What the programs under limactl write when a start is lost, in which log, and what a user can do
+# about it. The console's log is the guest's: a full disk there is not the host's.
+_QEMU, _CONSOLE = "ha.stderr.log", "serial.log"
 _FATAL = (
-    ("Kernel panic", "the guest's kernel panicked", ""),
-    ("Could not access KVM", "KVM cannot be used", 'set accel = "tcg" under [vm]'),
-    ("failed to set MSR", "KVM is broken on this machine", 'set accel = "tcg" under [vm]'),
-    ("Could not set up host forwarding rule", "the VM's ssh port was taken", "try again"),
-    ("No space left on device", "the disk is full", "make room and try again"),
+    (_CONSOLE, "Kernel panic", "the guest's kernel panicked", ""),
+    (_QEMU, "Could not access KVM", "KVM cannot be used", 'set accel = "tcg" under [vm]'),
+    (_QEMU, "failed to set MSR", "KVM is broken on this machine", 'set accel = "tcg" under [vm]'),
+    (_QEMU, "Could not set up host forwarding rule", "the VM's ssh port was taken", "try again"),
+    (_QEMU, "No space left on device", "the disk is full", "make room and try again"),
 )
 
 
@@ -155,12 +157,10 @@ def _watch(child: subprocess.Popen[bytes], folder: Path, say: Say) -> None:
 
 
 def _raise_if_lost(folder: Path, since: float) -> None:
-    for name in ("serial.log", "ha.stderr.log"):
-        tail = _end_of(folder / name, since)
-        for sign, meaning, advice in _FATAL:
-            if sign in tail:
-                hint = f"{advice}; see {folder / name}" if advice else f"see {folder / name}"
-                raise AgentVMError(f"the VM did not start: {meaning}", hint)
+    for name, sign, meaning, advice in _FATAL:
+        if sign in _end_of(folder / name, since):
+            hint = f"{advice}; see {folder / name}" if advice else f"see {folder / name}"
+            raise AgentVMError(f"the VM did not start: {meaning}", hint)
 
 
 def _step(folder: Path, since: float) -> str:
@@ -187,7 +187,7 @@ def _end_of(path: Path, since: float, size: int = 65536) -> str:
 
 
 def _limactl(
-    *args: str, check: bool = True, stdin: str | None = None, timeout: float | None = None
+    *args: str, check: bool = True, stdin: str = "", timeout: float | None = None
 ) -> process.Result:
     return process.run(
         [host.limactl(), *args],
@@ -230,4 +230,4 @@ def _last_message(stderr: str) -> str:
 
 
 def _advice(result: process.Result) -> str:
-    return next((advice for sign, _, advice in _FATAL if sign in result.stderr), "")
+    return next((advice for _, sign, _, advice in _FATAL if sign in result.stderr), "")

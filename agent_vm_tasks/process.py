@@ -50,7 +50,7 @@ def run(
     argv: Sequence[str],
     *,
     check: bool = True,
-    stdin: str | None = None,
+    stdin: str | bytes = b"",
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
     timeout: float | None = None,
@@ -64,7 +64,7 @@ def run(
     """
     child = popen(argv, env=env, cwd=cwd, user=user)
     try:
-        out, err = child.communicate((stdin or "").encode(), timeout)
+        out, err = child.communicate(stdin.encode() if isinstance(stdin, str) else stdin, timeout)
     except subprocess.TimeoutExpired:
         kill(child)
         raise AgentVMError(f"{argv[0]} gave no answer within {timeout:g} s") from None
@@ -105,6 +105,8 @@ def popen(
         ) from None
     except PermissionError:
         raise AgentVMError(f"{argv[0]} may not be executed by {user or 'this user'}") from None
+    except OSError as error:
+        raise AgentVMError(f"{argv[0]} cannot be executed: {error.strerror}") from None
 
 
 def follow(
@@ -128,6 +130,7 @@ def follow(
     except BaseException:
         kill(child)
         raise
+    close(child)
     return Result(tuple(argv), status, "\n".join(said), "")
 
 
@@ -148,6 +151,15 @@ def kill(child: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+    close(child)
+
+
+def close(child: subprocess.Popen[bytes]) -> None:
+    """Close our ends of its pipes."""
+    for stream in (child.stdin, child.stdout, child.stderr):
+        if stream:
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
 
 
 def _default_sigint() -> None:

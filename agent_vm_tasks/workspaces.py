@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import re
 import shlex
+import tarfile
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,8 @@ from . import data, git, guest
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from .console import Say
     from .process import Result
 
@@ -133,7 +138,9 @@ def repository(start: Path) -> Repository:
     """The repository around `start`; raises AgentVMError outside of one."""
     asked = git.run(start, "rev-parse", "--show-object-format", "--path-format=absolute",
                     "--git-common-dir", "--show-toplevel", check=False)  # fmt: skip
-    lines = asked.stdout.splitlines()
+    lines = asked.stdout.removesuffix("\n").split("\n")
+    if len(lines) > 3:  # noqa: PLR2004
+        raise AgentVMError(f"{start!s:.200} has a line break in its path", "rename that folder")
     if not asked.ok and len(lines) < 2:  # noqa: PLR2004
         raise AgentVMError(f"{start} is not in a git repository", "cd into one, or run `git init`")
     if not asked.ok:
@@ -162,10 +169,10 @@ def folder_name(repository: str, branch: str) -> str:
     'app-feature-x-f21671d2'
     """
     plain = f"{repository}-{branch}"
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).lstrip("-.")
+    slug = re.sub(r"[^A-Za-z0-9._-]+|\.{2,}", "-", plain).lstrip("-.")
     if slug == plain and len(plain) <= LONGEST_FOLDER:
         return plain
-    return f"{slug[:LONGEST_FOLDER]}-{_hash(f'{repository}/{branch}', 8)}"
+    return f"{slug[:LONGEST_FOLDER]}-{_hash(f'{repository}/{branch}', 8)}".lstrip("-")
 
 
 def require_branchable(ws: Workspace) -> str:
@@ -192,31 +199,36 @@ def ensure_branch(ws: Workspace, say: Say) -> None:
     say(f"created branch {ws.branch} from HEAD")
 
 
-def push(ws: Workspace, say: Say) -> Update:
+def push(ws: Workspace, say: Say, include: Sequence[str] = ()) -> Update:
     """Send the branch's commits in, and update the files there when nothing is lost by it.
 
-    Makes the branch and the workspace where they are missing. Raises AgentVMError when git fails.
+    Makes the branch and the workspace where they are missing; a new workspace also gets the
+    untracked files named in `include`. Raises AgentVMError when git fails.
     """
+    extra = _included(ws.repository.path, include)
     ensure_branch(ws, say)
-    result = _send(ws)
+    result, made = _send(ws), False
     if not result.ok:
-        if not create(ws):
-            raise git.explain(result, f"pushing {ws.branch}")
+        made = create(ws)  # or finds what another command has made meanwhile
         result = _send(ws)
     if not result.ok:
         raise git.explain(result, f"pushing {ws.branch}")
-    outcome, detail = guest.script(ws.vm, "workspace-update.sh", ws.key, ws.branch)
+    with _sense():
+        outcome, detail = guest.script(ws.vm, "workspace-update.sh", ws.key, ws.branch)
+    if made and include:
+        guest.unpack(ws.vm, ws.path, extra)
     return Update(outcome, detail)
 
 
 def create(ws: Workspace) -> bool:
     """Make the empty workspace in the guest; False when it was there."""
     repo = ws.repository
-    made, _ = guest.script(
-        ws.vm, "workspace-create.sh",
-        ws.key, ws.folder, f"{ws.folder}-{ws.key[:8]}",
-        repo.name, ws.branch, repo.object_format, repo.origin,
-    )  # fmt: skip
+    with _sense():
+        made, _ = guest.script(
+            ws.vm, "workspace-create.sh",
+            ws.key, ws.folder, f"{ws.folder}-{ws.key[:8]}",
+            repo.name, ws.branch, repo.object_format, repo.origin,
+        )  # fmt: skip
     return made == "made"
 
 
@@ -229,8 +241,8 @@ def fetch(ws: Workspace, say: Say) -> tuple[Fetched, Contents]:
     repo = ws.repository.path
     before = _commit(repo, ws.ref)
     result = git.transfer(
-        repo, ws.vm, "fetch", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head",
-        "--no-auto-maintenance", "--refmap=", *_tips(ws), "--", ws.url,
+        repo, ws.vm, *_naming(ws), "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head",
+        "--no-auto-maintenance", "--refmap=", "--", ws.url,
         f"+refs/heads/{ws.branch}:{ws.ref}",
     )  # fmt: skip
     new = _commit(repo, ws.ref) if result.ok else ""
@@ -252,22 +264,24 @@ def fetch(ws: Workspace, say: Say) -> tuple[Fetched, Contents]:
 def inspect(ws: Workspace, *, fetched: str = "") -> Contents | None:
     """What the workspace holds, or None when there is none; tells it what the host has fetched."""
     fields = guest.script(ws.vm, "workspace-inspect.sh", ws.key, ws.branch, fetched)
-    if fields[0] == "missing":
+    if fields == ["missing"]:
         return None
-    uncommitted, untracked, stashes, unfetched = map(int, fields[2:6])
-    others = tuple(zip(fields[6::2], map(int, fields[7::2]), strict=True))
-    return Contents(fields[1], uncommitted, untracked, stashes, unfetched, others)
+    with _sense():
+        uncommitted, untracked, stashes, unfetched = map(int, fields[2:6])
+        others = tuple(zip(fields[6::2], map(int, fields[7::2]), strict=True))
+        return Contents(fields[1], uncommitted, untracked, stashes, unfetched, others)
 
 
 def inventory(vm: str) -> list[Row]:
     """Every workspace in the VM."""
     fields = guest.script(vm, "workspace-list.sh")
-    return [_row(fields[at : at + 8]) for at in range(0, len(fields), 8)]
+    with _sense():
+        return [_row(fields[at : at + 8]) for at in range(0, len(fields), 8)]
 
 
 def _row(fields: list[str]) -> Row:
-    folder, key, repository, branch = fields[:4]
-    numbers = (int(field) if field.isdecimal() else None for field in fields[4:])
+    folder, key, repository, branch, *counts = fields
+    numbers = (int(field) if field.isdecimal() else None for field in counts)
     return Row(folder, key, repository, branch, *numbers)
 
 
@@ -284,6 +298,32 @@ def enter(vm: str, ws: Workspace | None, command: str | None, argv: list[str]) -
     what = ["line", command] if command is not None else ["argv", *argv] if argv else ["shell"]
     words = shlex.join([ws.key if ws else "", *what])
     return guest.enter(vm, f"set -- {words}\n{data.script('workspace-enter.sh')}")
+
+
+def _included(top: Path, paths: Sequence[str]) -> bytes:
+    """A tar of untracked files of the repository; raises AgentVMError for one that is not there."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name in paths:
+            path = top / name
+            if not path.resolve().is_relative_to(top.resolve()) or not path.is_file():
+                raise AgentVMError(f"workspace.include: {name} is not a file of {top}")
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = path.stat().st_size, path.stat().st_mode & 0o777
+            with path.open("rb") as file:
+                archive.addfile(entry, file)
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _sense() -> Iterator[None]:
+    """An answer that cannot be taken apart is an error: the guest may say anything."""
+    try:
+        yield
+    except (ValueError, TypeError, IndexError):
+        raise AgentVMError(
+            "the VM gave a strange answer", "nothing in its ~/.bashrc may print when no one is there"
+        ) from None
 
 
 def _send(ws: Workspace) -> Result:
@@ -324,11 +364,13 @@ def _checked_out(repo: Path, branch: str) -> Path | None:
     return None
 
 
-def _tips(ws: Workspace) -> list[str]:
-    """Only what the VM was given may be named to it: other branches are none of its business."""
+def _naming(ws: Workspace) -> list[str]:
+    """A fetch that names to the VM only what it was given: other branches are not its business."""
     repo = ws.repository.path
     tips = (_commit(repo, f"refs/heads/{ws.branch}"), _commit(repo, ws.ref))
-    return [f"--negotiation-tip={tip}" for tip in tips if tip]
+    if not any(tips):
+        return ["-c", "fetch.negotiationAlgorithm=noop", "fetch"]
+    return ["fetch", *(f"--negotiation-tip={tip}" for tip in tips if tip)]
 
 
 def _commit(repo: Path, ref: str) -> str:
@@ -357,7 +399,10 @@ def _origin(top: Path) -> str:
     """The URL of origin without credentials; nothing where it is a path on this host."""
     url = git.run(top, "config", "--get", "remote.origin.url", check=False).stdout.strip()
     if "://" in url:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            return ""
         keep_user = parts.username if parts.scheme == "ssh" else None
         host = parts.netloc.rpartition("@")[2]
         return (

@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 BIN = Path(sys.executable).parent
 BRANCH = "bench"
+EMPTY = """
+from invoke import task
+
+@task
+def nothing(c):
+    pass
+"""
 
 
 @dataclass(frozen=True)
@@ -102,9 +109,8 @@ def run(runs: int) -> None:
 
 
 def prepare(bench: Bench) -> None:
-    (bench.top / "tasks.py").write_text("")
+    (bench.top / "tasks.py").write_text(EMPTY)
     bench.git("init", "--quiet", f"--initial-branch={BRANCH}")
-    bench.git("add", "--all")
     bench.commit_here()
     bench.git("checkout", "--quiet", "-b", "elsewhere")
     bench.run([str(BIN / "agent-vm"), "push", BRANCH])

@@ -67,7 +67,7 @@ def push(c: Context, branch: str | None = None) -> None:
     ws = _workspace(chosen, branch)
     workspaces.require_branchable(ws)
     _running(chosen, c)
-    _push(ws)
+    _push(chosen, ws)
     print(f"{ws.branch} is in the VM.")
 
 
@@ -149,7 +149,7 @@ def _enter(
     name = chosen.vm.name
     status = workspaces.enter(name, ws, command, argv)
     if status == workspaces.NOT_THERE and ws and workspaces.inspect(ws) is None:
-        _push(ws)
+        _push(chosen, ws)
         if sys.stdout.isatty():
             say(f"the files are at {sshfs.point(chosen) / ws.folder}")
         status = workspaces.enter(name, ws, command, argv)
@@ -159,8 +159,8 @@ def _enter(
     return status
 
 
-def _push(ws: Workspace) -> None:
-    update = workspaces.push(ws, say)
+def _push(chosen: configuration.Settings, ws: Workspace) -> None:
+    update = workspaces.push(ws, say, chosen.workspace.include)
     advice = _AFTER_PUSH.get(update.outcome, "the workspace gave a strange answer")
     if advice:
         raise AgentVMError(advice.format(detail=update.detail, ref=f"refs/agent-vm/in/{ws.branch}"))

@@ -39,7 +39,7 @@ def test_a_lima_override_that_adds_mounts_is_refused_before_the_first_boot(user:
     folder.mkdir(exist_ok=True)
     override = folder / "override.yaml"
     assert not override.exists()
-    override.write_text("plain: false\nmounts: [{location: /opt}]\n")
+    override.write_text("plain: false\nmounts: [{location: /var/tmp, mountPoint: /mnt/taken}]\n")
     try:
         said = user.fails("start")
     finally:
