@@ -35,8 +35,13 @@ def warn(line: str) -> None:
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
-    """Aligned columns; `?` where a value is not known."""
-    texts = [head, *(tuple("?" if cell is None else str(cell) for cell in row) for row in rows)]
+    """Aligned columns; `?` where a value is not known. No cell can look like another row."""
+    texts = [head, *(tuple(_cell(cell) for cell in row) for row in rows)]
     widths = [max(len(row[column]) for row in texts) for column in range(len(head))]
     lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in texts)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(value: object) -> str:
+    text = "?" if value is None else printable(str(value))
+    return text.replace("\n", r"\n").replace("\t", r"\t")

@@ -6,7 +6,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from . import data, process, render, state
+from . import data, process, state
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ class UnreachableError(AgentVMError):
 
 def attach(instance: Instance) -> None:
     """Write our ssh configuration for a running instance; its port changes at each start."""
+    from . import render
+
     name = instance.name
     disconnect(name)
     text = render.ssh_config(
@@ -154,10 +156,17 @@ def _connection(name: str, c: Context | None) -> Connection:
 
 
 def _host_key(name: str) -> tuple[str, Any]:
-    """The pinned host key, as paramiko wants it."""
+    """The pinned host key, as paramiko wants it; raises UnreachableError."""
     from base64 import b64decode
 
     from paramiko import Ed25519Key
+    from paramiko.ssh_exception import SSHException
 
-    _, kind, encoded, *_ = known_hosts(name).read_text("utf-8").split()
-    return kind, Ed25519Key(data=b64decode(encoded))
+    try:
+        _, kind, encoded, *_ = known_hosts(name).read_text("utf-8").split()
+        return kind, Ed25519Key(data=b64decode(encoded))
+    except (OSError, ValueError, SSHException):
+        raise UnreachableError(
+            f"{known_hosts(name)} does not hold the VM's host key",
+            "put it back, or destroy the VM and start a new one",
+        ) from None

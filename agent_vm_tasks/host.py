@@ -7,7 +7,6 @@ import platform
 import pwd
 import re
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +21,13 @@ QEMU_TO_EMULATE = (8, 0, 0)
 MOUNTS = Path("~/.agent-vm-mounts")
 DISK_WANTED = 10
 """GiB that should be free where the VM's disk lies."""
+PATIENCE = 20.0
+"""Seconds for a program to tell its version."""
 
 _SETUP = "run `agent-vm setup`"
 _LEAST = ".".join(str(number) for number in LIMA_MINIMUM)
+_LIMA_FOLDERS = ("~/.local/bin", "/usr/local/bin")  # where setup puts it, on PATH or not
+_KVM_DEVICE = Path("/dev/kvm")
 _SYSTEM_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"  # not on the PATH of Debian's plain users
 
 # How a guest of one instruction tells that it ran: a write of 0x21 to isa-debug-exit's port makes
@@ -116,8 +119,8 @@ def service_home() -> Path:
 
 def limactl() -> str:
     """Find the full path of limactl; raises AgentVMError when there is none."""
-    folders = f"{os.environ.get('PATH', '')}:{Path.home()}/.local/bin:/usr/local/bin"
-    found = shutil.which("limactl", path=folders)
+    ours = [str(Path(folder).expanduser()) for folder in _LIMA_FOLDERS]
+    found = shutil.which("limactl", path=os.pathsep.join([os.environ.get("PATH", ""), *ours]))
     if not found:
         raise AgentVMError("limactl (Lima) is not installed", _SETUP)
     return str(Path(found).absolute())
@@ -128,7 +131,7 @@ def lima_version(program: str | None = None) -> tuple[int, int, int]:
     program = program or limactl()
     env = {**os.environ, "HOME": str(service_home())}
     result = process.run(
-        [program, "--version"], check=False, env=env, cwd="/", timeout=20, user=service_user()
+        [program, "--version"], check=False, env=env, cwd="/", timeout=PATIENCE, user=service_user()
     )
     version = _version(result.stdout)
     if not result.ok or version is None:
@@ -155,7 +158,7 @@ def qemu_version() -> tuple[int, int, int] | None:
     qemu = shutil.which(f"qemu-system-{arch()}")
     if not qemu:
         return None
-    return _version(process.run([qemu, "--version"], check=False, timeout=20).stdout)
+    return _version(process.run([qemu, "--version"], check=False, timeout=PATIENCE).stdout)
 
 
 def has_contain_symlinks() -> bool:
@@ -163,7 +166,7 @@ def has_contain_symlinks() -> bool:
     sshfs = shutil.which("sshfs")
     if not sshfs:
         return False
-    said = process.run([sshfs, "--help"], check=False, timeout=20)
+    said = process.run([sshfs, "--help"], check=False, timeout=PATIENCE)
     return "contain_symlinks" in said.stdout + said.stderr
 
 
@@ -184,13 +187,14 @@ def kvm() -> Kvm:
 
 def kvm_device_trouble() -> str:
     """Why /dev/kvm cannot even be opened by the account that runs the VM; empty when it can."""
-    if not Path("/dev/kvm").exists():
-        return "there is no /dev/kvm"
-    opens = ["test", "-r", "/dev/kvm", "-a", "-w", "/dev/kvm"]
+    device = str(_KVM_DEVICE)
+    if not _KVM_DEVICE.exists():
+        return f"there is no {device}"
+    opens = ["test", "-r", device, "-a", "-w", device]
     user = service_user()
     if process.run(opens, check=False, cwd="/", user=user).ok:
         return ""
-    return f"/dev/kvm may not be opened by {user or 'this account'}"
+    return f"{device} may not be opened by {user or 'this account'}"
 
 
 def trusted_by_git(mount: Path = MOUNTS) -> tuple[str, ...]:
@@ -324,6 +328,8 @@ def _boot(accel: str, cpu: str) -> Kvm:
     machine = arch()
     if machine not in _FIRMWARE:
         return Kvm(works=False, reason=f"KVM on {machine} is not supported")
+    import tempfile
+
     with tempfile.NamedTemporaryFile(prefix="agent-vm-kvm-") as file:
         offset, code = _FIRMWARE[machine]
         file.write((bytes(offset) + code).ljust(65536, b"\0"))

@@ -137,10 +137,10 @@ def _build_into(folder: Path, packages: Sequence[str], sources: Sequence[str], s
         (work / "raw").unlink()
         (work / "disk").rename(work / "disk.qcow2")
         work.chmod(0o755)
-        work.rename(folder)
-    except BaseException:
+        if not folder.exists():  # the start of another VM may have built the same meanwhile
+            work.rename(folder)
+    finally:
         shutil.rmtree(work, ignore_errors=True)
-        raise
 
 
 def _bootstrap(work: Path, packages: Sequence[str], sources: Sequence[str], say: Say) -> None:

@@ -31,9 +31,13 @@ def setup(say: Say) -> list[host.Check]:
     if os.geteuid() == 0:
         _account(say)
     left_to_do = _packages(say)
-    install_lima.install(say)
+    try:
+        install_lima.install(say)
+    finally:
+        for line in left_to_do:
+            say(line)
     if left_to_do:
-        raise AgentVMError(*left_to_do)
+        raise AgentVMError("not all could be installed", f"do what is listed, {steps.AGAIN}")
     return host.checks()
 
 
@@ -65,20 +69,20 @@ def _kvm_group_lacks(user: str) -> bool:
     return group.gr_name == "kvm" and user not in group.gr_mem
 
 
-def _packages(say: Say) -> tuple[str, str] | None:
-    """Install system packages; returns what is wrong and what to do where that needs somebody."""
+def _packages(say: Say) -> list[str]:
+    """Install system packages; returns what is left to do for a person, as lines to show."""
     tried = None
     while (plan := (_wanted(), _backports())) != tried and plan[0]:
         if not host.which("apt-get"):
-            return f"not installed: {', '.join(plan[0])}", "install them, as this system does it"
+            return [f"install, with this system's package manager: {', '.join(plan[0])}"]
         root = _becoming_root()
         if root is None:
-            return _told(*plan, say)
+            return ["as root:", *(f"  {shlex.join(argv)}" for argv in _apt_commands(*plan))]
         said = ""
         for argv in _apt_commands(*plan):
             said += steps.run([*root, *argv], say, said).stderr
         tried = plan  # with QEMU there, KVM can be tried, and QEMU may turn out too old
-    return None
+    return []
 
 
 def _wanted() -> list[str]:
@@ -171,10 +175,3 @@ def _becoming_root() -> list[str] | None:
     if process.run(["sudo", "-n", "true"], check=False).ok:
         return ["sudo", "-n"]
     return ["sudo"] if sys.stdin.isatty() else None
-
-
-def _told(wanted: Sequence[str], backports: str, say: Say) -> tuple[str, str]:
-    say("these commands need root:")
-    for argv in _apt_commands(wanted, backports):
-        say(f"  {shlex.join(argv)}")
-    return "the commands above need root, and sudo does not work here", f"run them, {steps.AGAIN}"

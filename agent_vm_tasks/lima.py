@@ -131,13 +131,14 @@ def environment() -> dict[str, str]:
     return {**kept, "HOME": str(host.service_home())}
 
 
-def log_tail(folder: Path, name: str, lines: int = 5) -> str:
-    """The end of one of the instance's logs, as one line."""
-    try:
-        text = (folder / name).read_text("utf-8", "replace")
-    except OSError:
-        return ""
-    return " | ".join(line.strip() for line in text.splitlines()[-lines:] if line.strip())
+def log_tail(folder: Path, name: str, lines: int) -> str:
+    """The end of one of the instance's logs; raises AgentVMError naming those there are."""
+    logs = {path.stem: path for path in sorted(folder.glob("*.log"))}
+    if name not in logs:
+        raise AgentVMError(
+            f"the VM has no log {name}", f"its logs: {', '.join(logs) or 'none before a start'}"
+        )
+    return "\n".join(logs[name].read_text("utf-8", "replace").splitlines()[-lines:])
 
 
 def _watch(child: subprocess.Popen[bytes], folder: Path, say: Say) -> None:

@@ -86,6 +86,11 @@ def mount(settings: Settings) -> None:
     if there:
         unmount(settings, force=True)
     _require_sshfs()
+    if trusted := host.trusted_by_git(path):
+        raise AgentVMError(
+            f"git's safe.directory = {trusted[0]} covers {path}, so git would run the guest's code",
+            "remove it (git config --global --unset-all safe.directory)",
+        )
     _prepare(path)
     name = settings.vm.name
     argv = ["sshfs", "-F", str(guest.config(name)), f"{name}-mount:workspace", str(path),

@@ -117,16 +117,13 @@ def _yaml(value: Any) -> str:  # noqa: ANN401  any plain value
     """A value that goes after `key: ` or `- `: one line, or an indented block for lines of text."""
     import yaml
 
-    style = None
-    if isinstance(value, str) and ("\n" in value or not value.isascii()):
-        style = "|" if value.isascii() and not value[0].isspace() else '"'
+    lines = isinstance(value, str) and "\n" in value and not value[0].isspace()
     text = yaml.safe_dump(
         value,
-        default_style=style,
+        default_style="|" if lines else None,
         default_flow_style=True,
         indent=6,
         width=float("inf"),
-        allow_unicode=True,
     )
     return text.removesuffix("\n").removesuffix("\n...")
 

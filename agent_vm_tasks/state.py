@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,8 @@ def folder(name: str) -> Path:
 
 def write(path: Path, text: str) -> None:
     """Replace a file whole: a reader sees the old text or the new, never half of it."""
+    import tempfile
+
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -70,6 +71,8 @@ def control_path(name: str) -> Path:
     path = folder(name) / "ssh.sock"
     if len(os.fsencode(path)) + 17 < 104:  # noqa: PLR2004
         return path
+    import tempfile
+
     private = Path(tempfile.gettempdir()) / f"agent-vm-{os.getuid()}"
     private.mkdir(mode=0o700, exist_ok=True)
     if private.stat().st_uid != os.getuid():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import guest, host, image, lima, mount, process, provision, render, state, workspaces
+from . import guest, host, lima, mount, process, state, workspaces
 from .errors import AgentVMError, UsageError
 from .settings import explicit
 
@@ -62,6 +61,8 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
 
     Safe to repeat: what is done already is skipped, what failed is resumed. Raises AgentVMError.
     """
+    from . import provision
+
     name = settings.vm.name
     host.require_lima()
     with state.lock(name, say):
@@ -122,10 +123,15 @@ def require_running(name: str) -> None:
 
 def status(settings: Settings) -> Status:
     """Look at the VM, the mount and, when it runs, the workspaces; starts nothing."""
+    from concurrent.futures import ThreadPoolExecutor
+
     name, point = settings.vm.name, mount.point(settings)
-    found = find(name)
-    mounted = mount.current(point)
-    rows, trouble = _inventory(name) if found and found.running else ((), "")
+    with ThreadPoolExecutor() as side_by_side:
+        early = side_by_side.submit(_inventory, name) if ready(name) else None
+        found = find(name)
+        mounted = mount.current(point)
+    known = early.result() if early else None
+    rows, trouble = known or _inventory(name) if found and found.running else ((), "")
     return Status(
         name=name,
         state=found.status if found else ABSENT,
@@ -199,6 +205,8 @@ def fitted(settings: Settings) -> tuple[Settings, list[str]]:
 
 def rendered(settings: Settings, say: Say) -> dict[str, str]:
     """Every file that a creation would use, by name; the host key is left out."""
+    from . import image, provision, render
+
     fit, _ = fitted(settings)
     images = image.choose(fit, say, build=False)
     files = {"lima.yaml": render.lima_yaml(fit, images, "(made at creation)")}
@@ -206,13 +214,15 @@ def rendered(settings: Settings, say: Say) -> dict[str, str]:
 
 
 def _create(settings: Settings, say: Say) -> Instance:
+    from . import image, render
+
     name = settings.vm.name
     fit, told = fitted(settings)
     for line in told:
         say(line)
     images = image.choose(fit, say)
-    say(f"creating the VM {name}: {fit.vm.cpus} CPUs, {fit.vm.memory // 1024} GiB memory, "
-        f"{fit.vm.disk // 1024} GiB disk")  # fmt: skip
+    sizes = [_amount(key, getattr(fit.vm, key)) for key in ("cpus", "memory", "disk")]
+    say(f"creating the VM {name}: {', '.join(sizes)}")
     private, public = _host_key()
     yaml = render.lima_yaml(fit, images, private)
     state.write(guest.known_hosts(name), f"{name} {public}\n")
@@ -230,6 +240,8 @@ def _create(settings: Settings, say: Say) -> Instance:
 
 def _host_key() -> tuple[str, str]:
     """A new ed25519 key pair for the guest's sshd: (private PEM, public line)."""
+    import tempfile
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "key"
         process.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)])
@@ -348,7 +360,8 @@ def _amount(key: str, number: int) -> str:
 def _inventory(name: str) -> tuple[tuple[Row, ...], str]:
     """The workspaces, and why they are not known."""
     try:
-        require_running(name)
+        if not guest.connected(name):
+            require_running(name)
         return tuple(workspaces.inventory(name)), ""
     except AgentVMError as error:
         return (), str(error)

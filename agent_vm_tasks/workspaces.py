@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import re
+import secrets
 import shlex
-import tarfile
-import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
-from . import data, git, guest
+from . import data, git, guest, state
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -36,7 +33,6 @@ class Repository:
     name: str
     id: str
     object_format: str
-    origin: str
 
 
 @dataclass(frozen=True)
@@ -80,20 +76,18 @@ class Update:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a workspace holds; `unfetched` and `others` count commits the host does not have."""
+    """What a workspace holds besides its branch; `others` has commits that branch does not have."""
 
     head: str
     uncommitted: int
     untracked: int
     stashes: int
-    unfetched: int
     others: tuple[tuple[str, int], ...] = ()
 
     @property
     def losses(self) -> list[str]:
         """What would be gone with the workspace, in words."""
         counts = [
-            (self.unfetched, "commit", "not fetched"),
             (self.uncommitted, "file", "with uncommitted changes"),
             (self.untracked, "file", "untracked"),
             (self.stashes, "stash", "kept"),
@@ -119,9 +113,10 @@ class Row:
     def losses(self) -> list[str]:
         if None in (self.unfetched, self.uncommitted, self.untracked, self.stashes):
             return ["contents that could not be looked at"]
-        return Contents(
-            "", self.uncommitted or 0, self.untracked or 0, self.stashes or 0, self.unfetched or 0
-        ).losses
+        files = Contents("", self.uncommitted or 0, self.untracked or 0, self.stashes or 0).losses
+        return (
+            [f"{_many(self.unfetched, 'commit')} not fetched"] if self.unfetched else []
+        ) + files
 
 
 @dataclass(frozen=True)
@@ -149,14 +144,17 @@ def repository(start: Path) -> Repository:
     return Repository(
         path=top,
         name=common.parent.name if common.name == ".git" else common.name.removesuffix(".git"),
-        id=_repository_id(top),
+        id=_config(top, "agent-vm.id"),
         object_format=object_format,
-        origin=_origin(top),
     )
 
 
 def workspace(vm: str, repo: Repository, branch: str) -> Workspace:
+    """Name the workspace; raises UsageError for a bad branch name before anything is written."""
     git.check_branch(branch)
+    if not re.fullmatch(r"[0-9a-f]{32}", repo.id):
+        repo = replace(repo, id=secrets.token_hex(16))
+        git.run(repo.path, "config", "--local", "agent-vm.id", repo.id)
     return Workspace(vm, repo, branch)
 
 
@@ -209,8 +207,9 @@ def push(ws: Workspace, say: Say, include: Sequence[str] = ()) -> Update:
     ensure_branch(ws, say)
     result, made = _send(ws), False
     if not result.ok:
-        made = create(ws)  # or finds what another command has made meanwhile
-        result = _send(ws)
+        with state.lock(ws.vm, say):  # another command may be at the same
+            made = create(ws)
+            result = _send(ws)
     if not result.ok:
         raise git.explain(result, f"pushing {ws.branch}")
     with _sense():
@@ -227,7 +226,7 @@ def create(ws: Workspace) -> bool:
         made, _ = guest.script(
             ws.vm, "workspace-create.sh",
             ws.key, ws.folder, f"{ws.folder}-{ws.key[:8]}",
-            repo.name, ws.branch, repo.object_format, repo.origin,
+            repo.name, ws.branch, repo.object_format, _origin(repo.path),
         )  # fmt: skip
     return made == "made"
 
@@ -238,15 +237,18 @@ def fetch(ws: Workspace, say: Say) -> tuple[Fetched, Contents]:
     The branch moves only when that loses nothing; where it cannot, `Fetched.advice` says what to
     do. Raises AgentVMError when there is no such workspace or git fails.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     repo = ws.repository.path
-    before = _commit(repo, ws.ref)
-    result = git.transfer(
-        repo, ws.vm, *_naming(ws), "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head",
-        "--no-auto-maintenance", "--refmap=", "--", ws.url,
-        f"+refs/heads/{ws.branch}:{ws.ref}",
-    )  # fmt: skip
-    new = _commit(repo, ws.ref) if result.ok else ""
-    contents = inspect(ws, fetched=new)
+    branch, before = _commits(ws)
+    with ThreadPoolExecutor() as side_by_side:
+        looking = side_by_side.submit(inspect, ws)
+        result = git.transfer(
+            repo, ws.vm, *_naming(branch, before), "--no-tags", "--no-recurse-submodules",
+            "--no-write-fetch-head", "--no-auto-maintenance", "--refmap=", "--", ws.url,
+            f"+refs/heads/{ws.branch}:{ws.ref}",
+        )  # fmt: skip
+        contents = looking.result()
     if contents is None:
         raise AgentVMError(
             f"there is no workspace of {ws.branch} in the VM",
@@ -254,29 +256,48 @@ def fetch(ws: Workspace, say: Say) -> tuple[Fetched, Contents]:
         )
     if not result.ok:
         raise git.explain(result, f"fetching {ws.branch}")
-    known = before or _commit(repo, f"refs/heads/{ws.branch}")
-    count = _count(repo, f"{known}..{new}") if known else _count(repo, new)
-    merged, advice = _forward(ws, new)
+    branch, new = _commits(ws)
+    state.write(_fetched(ws.vm, ws.key), new)
+    count = _new_commits(repo, new, before, branch) if new != before else 0
+    merged, advice = _forward(ws, branch, new)
     say(f"fetched {_many(count, 'commit')}" if count else "nothing new")
     return Fetched(ws.ref, count, merged, advice), contents
 
 
-def inspect(ws: Workspace, *, fetched: str = "") -> Contents | None:
-    """What the workspace holds, or None when there is none; tells it what the host has fetched."""
-    fields = guest.script(ws.vm, "workspace-inspect.sh", ws.key, ws.branch, fetched)
+def inspect(ws: Workspace) -> Contents | None:
+    """What the workspace holds besides commits on its branch, or None when there is none."""
+    known = _known(_fetched(ws.vm, ws.key))
+    fields = guest.script(ws.vm, "workspace-inspect.sh", ws.key, ws.branch, *known)
     if fields == ["missing"]:
         return None
     with _sense():
-        uncommitted, untracked, stashes, unfetched = map(int, fields[2:6])
-        others = tuple(zip(fields[6::2], map(int, fields[7::2]), strict=True))
-        return Contents(fields[1], uncommitted, untracked, stashes, unfetched, others)
+        uncommitted, untracked, stashes = map(int, fields[2:5])
+        others = tuple(zip(fields[5::2], map(int, fields[6::2]), strict=True))
+        return Contents(fields[1], uncommitted, untracked, stashes, others)
 
 
 def inventory(vm: str) -> list[Row]:
-    """Every workspace in the VM."""
-    fields = guest.script(vm, "workspace-list.sh")
+    """Every workspace in the VM, by folder."""
+    records = _fetched(vm, "").glob("*")
+    known = [f"{path.name}={commit}" for path in records for commit in _known(path)]
+    fields = guest.script(vm, "workspace-list.sh", *known)
     with _sense():
-        return [_row(fields[at : at + 8]) for at in range(0, len(fields), 8)]
+        rows = [_row(fields[at : at + 8]) for at in range(0, len(fields), 8)]
+    return sorted(rows, key=lambda row: row.folder)
+
+
+def _fetched(vm: str, key: str) -> Path:
+    """Where the host keeps the commit it fetched last: the guest's word for it would not do."""
+    folder = state.folder(vm) / "fetched"
+    folder.mkdir(exist_ok=True)
+    return folder / key
+
+
+def _known(record: Path) -> list[str]:
+    try:
+        return [record.read_text("utf-8")]
+    except OSError:
+        return []
 
 
 def _row(fields: list[str]) -> Row:
@@ -302,6 +323,9 @@ def enter(vm: str, ws: Workspace | None, command: str | None, argv: list[str]) -
 
 def _included(top: Path, paths: Sequence[str]) -> bytes:
     """A tar of untracked files of the repository; raises AgentVMError for one that is not there."""
+    import io
+    import tarfile
+
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in paths:
@@ -322,7 +346,7 @@ def _sense() -> Iterator[None]:
         yield
     except (ValueError, TypeError, IndexError):
         raise AgentVMError(
-            "the VM gave a strange answer", "nothing in its ~/.bashrc may print when no one is there"
+            "the VM gave a strange answer", "its ~/.bashrc may not print anything here"
         ) from None
 
 
@@ -334,13 +358,13 @@ def _send(ws: Workspace) -> Result:
     )  # fmt: skip
 
 
-def _forward(ws: Workspace, new: str) -> tuple[bool, str]:
-    """Fast-forward the local branch to `new` where that loses nothing; (done, advice)."""
+def _forward(ws: Workspace, old: str, new: str) -> tuple[bool, str]:
+    """Fast-forward the local branch from `old` to `new` if that loses nothing; (done, advice)."""
     repo, branch = ws.repository.path, f"refs/heads/{ws.branch}"
-    old = _commit(repo, branch)
-    if old == new or (old and _is_ancestor(repo, new, old)):
+    ours, theirs = _apart(repo, old, new)
+    if not theirs:
         return True, ""
-    if old and not _is_ancestor(repo, old, new):
+    if ours:
         return False, f"{ws.branch} has diverged; merge it with `git merge {ws.ref}`"
     tree = _checked_out(repo, branch)
     if tree is None:
@@ -364,13 +388,20 @@ def _checked_out(repo: Path, branch: str) -> Path | None:
     return None
 
 
-def _naming(ws: Workspace) -> list[str]:
+def _naming(*commits: str) -> list[str]:
     """A fetch that names to the VM only what it was given: other branches are not its business."""
-    repo = ws.repository.path
-    tips = (_commit(repo, f"refs/heads/{ws.branch}"), _commit(repo, ws.ref))
-    if not any(tips):
-        return ["-c", "fetch.negotiationAlgorithm=noop", "fetch"]
-    return ["fetch", *(f"--negotiation-tip={tip}" for tip in tips if tip)]
+    tips = [f"--negotiation-tip={commit}" for commit in commits if commit]
+    return ["fetch", *tips] if tips else ["-c", "fetch.negotiationAlgorithm=noop", "fetch"]
+
+
+def _commits(ws: Workspace) -> tuple[str, str]:
+    """The commits of the local branch and of what was fetched last; "" for none."""
+    branch = f"refs/heads/{ws.branch}"
+    listed = git.output(
+        ws.repository.path, "for-each-ref", "--format=%(refname) %(objectname)", branch, ws.ref
+    )
+    refs = dict(line.rsplit(" ", 1) for line in listed.splitlines())
+    return refs.get(branch, ""), refs.get(ws.ref, "")
 
 
 def _commit(repo: Path, ref: str) -> str:
@@ -378,26 +409,29 @@ def _commit(repo: Path, ref: str) -> str:
     return asked.stdout.strip()
 
 
-def _count(repo: Path, commits: str) -> int:
-    return int(git.output(repo, "rev-list", "--count", commits))
+def _apart(repo: Path, old: str, new: str) -> tuple[int, int]:
+    """How many commits only `old` has, and how many only `new` has."""
+    if old in {"", new}:
+        return 0, 0 if old else 1
+    counts = git.output(repo, "rev-list", "--left-right", "--count", f"{old}...{new}")
+    ours, theirs = counts.split()
+    return int(ours), int(theirs)
 
 
-def _is_ancestor(repo: Path, old: str, new: str) -> bool:
-    return git.run(repo, "merge-base", "--is-ancestor", old, new, check=False).ok
+def _new_commits(repo: Path, new: str, *known: str) -> int:
+    exclude = [f"^{commit}" for commit in known if commit]
+    return int(git.output(repo, "rev-list", "--count", new, *exclude))
 
 
-def _repository_id(top: Path) -> str:
-    known = git.run(top, "config", "--local", "--get", "agent-vm.id", check=False).stdout.strip()
-    if re.fullmatch(r"[0-9a-f]{32}", known):
-        return known
-    made = uuid.uuid4().hex
-    git.run(top, "config", "--local", "agent-vm.id", made)
-    return made
+def _config(top: Path, key: str) -> str:
+    return git.run(top, "config", "--get", key, check=False).stdout.strip()
 
 
 def _origin(top: Path) -> str:
     """The URL of origin without credentials; nothing where it is a path on this host."""
-    url = git.run(top, "config", "--get", "remote.origin.url", check=False).stdout.strip()
+    from urllib.parse import urlsplit, urlunsplit
+
+    url = _config(top, "remote.origin.url")
     if "://" in url:
         try:
             parts = urlsplit(url)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.tasks import task
 
-from agent_vm_tasks import guest, lima, vm
-from agent_vm_tasks import provision as installation
+from agent_vm_tasks import checks, guest, lima, vm
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks.console import printable, say
 
@@ -22,6 +22,8 @@ def provision(c: Context) -> None:
 
     Example: provision
     """
+    from agent_vm_tasks import provision as installation
+
     chosen = configuration.load()
     vm.require_running(chosen.vm.name)
     installation.run(chosen, say, c)
@@ -47,13 +49,16 @@ def render(_context: Context, output: str | None = None) -> None:
 
 @task(help={"name": "serial, ha.stderr or ha.stdout", "lines": "how many of its last lines"})
 @guarded
-def logs(_context: Context, name: str = "serial", lines: int = 50) -> None:
+def logs(_context: Context, name: str = "serial", lines: str = "50") -> None:
     """Show the end of one of the VM's logs.
 
     Example: logs --name ha.stderr
     """
+    count = checks.integer(1, 10**6)(
+        "--lines", int(lines) if re.fullmatch("[0-9]{1,9}", lines) else lines
+    )
     found = vm.require_exists(configuration.load().vm.name)
-    print(printable(lima.log_tail(found.dir, f"{name}.log", lines)))
+    print(printable(lima.log_tail(found.dir, name, count)))
 
 
 @task

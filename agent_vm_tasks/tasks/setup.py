@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.tasks import task
 
-from agent_vm_tasks import console, host, install
+from agent_vm_tasks import console, host
 from agent_vm_tasks.errors import AgentVMError
 
 from ._edge import guarded
@@ -25,6 +25,8 @@ def setup(_context: Context) -> None:
 
     Tells each command before it runs it. Example: agent-vm setup
     """
+    from agent_vm_tasks import install
+
     found = install.setup(console.say)
     for check in found:
         if not check.ok:
@@ -40,6 +42,8 @@ def doctor(_context: Context, json: bool = False, fix: bool = False) -> None:
 
     Example: agent-vm doctor --json
     """
+    from agent_vm_tasks import install
+
     found = install.setup(console.say) if fix else host.checks()
     if json:
         usable = not _missing(found)

@@ -10,7 +10,7 @@ from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from agent_vm_tasks import git, guest, vm, workspaces
+from agent_vm_tasks import guest, vm, workspaces
 from agent_vm_tasks import mount as sshfs
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks.console import say, warn
@@ -123,7 +123,6 @@ def clean_all(c: Context, force: bool = False) -> None:
 def _workspace(chosen: configuration.Settings, branch: str | None) -> Workspace:
     if branch is None:
         raise UsageError("which branch?", "add --branch NAME")
-    git.check_branch(branch)
     here = Path.cwd()
     sshfs.refuse_inside(chosen, here)
     return workspaces.workspace(chosen.vm.name, workspaces.repository(here), branch)

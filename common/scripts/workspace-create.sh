@@ -35,6 +35,7 @@ if [ ! -e "$path" ]; then
     git -C "$new" symbolic-ref HEAD "refs/heads/$branch"
     printf '%s\n' "$key" "$name" "$branch" > "$new/.git/agent-vm"
     git -C "$new" config receive.shallowUpdate true
+    git -C "$new" config receive.autoGc false # the agent's own commands tidy up
     [ -z "$origin" ] || git -C "$new" remote add origin "$origin"
     mv -T "$new" "$path"
 fi

@@ -1,35 +1,43 @@
 # shellcheck shell=bash
-# What a workspace holds that the host may not have.
-# Arguments: key, branch, commit that the host has just fetched (or empty: nothing new).
-# Prints NUL-ended: found, head, uncommitted, untracked, stashes, unfetched commits, then pairs of
-# another branch's name and its count of unfetched commits. Prints "missing" when there is none.
+# What a workspace holds besides the commits on its branch.
+# Arguments: key, branch, and the commit that the host has fetched already, if any.
+# Prints NUL-ended: found, head, uncommitted, untracked, stashes, then pairs of another branch's
+# name and its count of commits that neither the host nor the branch has. "missing" for none.
 set -euo pipefail
-key=$1 branch=$2 fetched=$3
+key=$1 branch=$2
+shift 2
 cd -P "$HOME/.agent-vm/workspaces/$key" 2> /dev/null || {
     printf 'missing\0'
     exit 0
 }
-if [ -n "$fetched" ]; then
-    git update-ref "refs/agent-vm/out/$branch" "$fetched"
-fi
-head=$(git symbolic-ref --quiet --short HEAD || echo '(detached)')
-uncommitted=0 untracked=0
-while IFS= read -r -d '' entry; do
-    case $entry in
-        '?? '*) untracked=$((untracked + 1)) ;;
-        ?? | ' '*) ;;
+own=refs/heads/$branch
+elsewhere() {
+    git rev-list --count --ignore-missing "$@" --not --glob=refs/agent-vm/ "$own" "${known[@]}"
+}
+known=("$@")
+
+exec {state}< <(git status --porcelain=v2 --branch --show-stash || echo failed)
+all=$(elsewhere --exclude=refs/stash --all)
+head='(unknown)' uncommitted=0 untracked=0 stashes=0
+while IFS= read -r line; do
+    case $line in
+        failed) exit 1 ;;
+        '# branch.head '*) head=${line#'# branch.head '} ;;
+        '# stash '*) stashes=${line#'# stash '} ;;
+        '#'*) ;;
+        '? '*) untracked=$((untracked + 1)) ;;
         *) uncommitted=$((uncommitted + 1)) ;;
     esac
-done < <(git status --porcelain=v1 -z --no-renames)
-stashes=$(git rev-list --walk-reflogs --count refs/stash 2> /dev/null || echo 0)
-unfetched() { git rev-list --count "$1" --not --glob=refs/agent-vm/; }
-own=0
-if git rev-parse --quiet --verify "refs/heads/$branch" > /dev/null; then
-    own=$(unfetched "refs/heads/$branch")
+done <&"$state"
+
+others=()
+if [ "$all" != 0 ]; then
+    while IFS= read -r ref; do
+        count=$(elsewhere "$ref")
+        [ "$count" = 0 ] || others+=("${ref#refs/heads/}" "$count")
+    done < <(
+        git for-each-ref --format='%(refname)' refs/heads
+        [ "$head" != '(detached)' ] || echo HEAD
+    )
 fi
-printf 'found\0%s\0%s\0%s\0%s\0%s\0' "$head" "$uncommitted" "$untracked" "$stashes" "$own"
-while IFS= read -r ref; do
-    [ "$ref" != "refs/heads/$branch" ] || continue
-    count=$(unfetched "$ref")
-    [ "$count" = 0 ] || printf '%s\0%s\0' "${ref#refs/heads/}" "$count"
-done < <(git for-each-ref --format='%(refname)' refs/heads)
+printf '%s\0' found "$head" "$uncommitted" "$untracked" "$stashes" "${others[@]}"
