@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TAKES_BRANCH = frozenset({"connect", "push", "fetch", "clean"})
+BRANCH_FLAGS = frozenset({"--branch", "-b"})
+TAKES_VALUE = BRANCH_FLAGS | {"--command", "-c"}
 
 
 class AgentVM(Program):
@@ -41,12 +43,18 @@ class AgentVM(Program):
 
 
 def with_branch_flags(argv: list[str]) -> list[str]:
-    """Put --branch before a bare word that follows a verb which takes a branch."""
+    """Put --branch before the first bare word of a verb that takes a branch."""
     until = argv.index("--") if "--" in argv else len(argv)
     words: list[str] = []
+    wanting = False
     for at, word in enumerate(argv[:until]):
-        if at and argv[at - 1] in TAKES_BRANCH and _is_branch(word):
+        if at and argv[at - 1] in TAKES_VALUE:
+            wanting &= argv[at - 1] not in BRANCH_FLAGS
+        elif at and word in ns.task_names:
+            wanting = word in TAKES_BRANCH
+        elif wanting and not word.startswith("-"):
             words.append("--branch")
+            wanting = False
         words.append(word)
     return words + argv[until:]
 
@@ -58,10 +66,6 @@ def _usage_errors() -> Iterator[None]:
         yield
     except (ParseError, ValueError) as error:
         raise Exit(f"agent-vm: {printable(str(error))} See `agent-vm --help`.", 2) from error
-
-
-def _is_branch(word: str) -> bool:
-    return not word.startswith("-") and word not in ns.task_names
 
 
 program = AgentVM(name="agent-vm", binary="agent-vm", namespace=ns, version=__version__)

@@ -45,7 +45,9 @@ class Mounted:
 
 
 def point(settings: Settings) -> Path:
-    return Path(settings.mount.path).expanduser()
+    """Where the mount goes, named as the kernel names it; the folder itself is not looked at."""
+    path = Path(settings.mount.path).expanduser()
+    return path.parent.resolve() / path.name
 
 
 def current(path: Path) -> Mounted | None:

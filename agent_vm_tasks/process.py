@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("agent-vm")
 
+GRACE = 5.0
+"""Seconds a program gets between being asked to end and being ended."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -147,9 +150,11 @@ def interactive(argv: Sequence[str]) -> int:
 
 
 def kill(child: subprocess.Popen[bytes]) -> None:
-    """End a child started here together with everything it started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
+    """End a child started here together with everything it started; it may tidy up first."""
+    _signal(child, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(GRACE)
+    _signal(child, signal.SIGKILL)
     child.wait()
     close(child)
 
@@ -160,6 +165,11 @@ def close(child: subprocess.Popen[bytes]) -> None:
         if stream:
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
+
+
+def _signal(child: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, number)
 
 
 def _default_sigint() -> None:

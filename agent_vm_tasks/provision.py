@@ -76,6 +76,7 @@ def run(settings: Settings, say: Say, c: Context | None = None) -> bool:
             f"sudo bash {shlex.quote(folder)}/provision.sh",
             hide="stderr", warn=True, in_stream=False, out_stream=listener,
         )  # fmt: skip
+        listener.write("\n")  # the last words of a log may lack it
     if not result.ok:
         raise AgentVMError(
             f"provisioning failed in stage {listener.stage or 'start'}: "

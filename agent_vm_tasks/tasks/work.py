@@ -122,7 +122,7 @@ def clean_all(c: Context, force: bool = False) -> None:
 
 def _workspace(chosen: configuration.Settings, branch: str | None) -> Workspace:
     if branch is None:
-        raise UsageError("which branch?", "add --branch NAME")
+        raise UsageError("no branch is named", "add --branch NAME")
     here = Path.cwd()
     sshfs.refuse_inside(chosen, here)
     return workspaces.workspace(chosen.vm.name, workspaces.repository(here), branch)

@@ -9,5 +9,5 @@ shift 2
 case $mode in
     shell) exec bash -l ;;
     line) exec bash -c "$1" ;;
-    argv) exec "$@" ;;
+    argv) exec -- "$@" ;;
 esac
