@@ -33,6 +33,8 @@ _SAFE = {
     "transfer.fsckObjects": "true",
 }
 
+_QUIET = {"GIT_LFS_SKIP_SMUDGE": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+
 # What would point git elsewhere than at the folder it is told to work in (git(1), ENVIRONMENT).
 _STEERING = (
     "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR",
@@ -41,10 +43,13 @@ _STEERING = (
 
 
 def run(repository: Path, *args: str, check: bool = True) -> process.Result:
-    """Git as the user has it set up, for questions about their own repository; no hooks."""
+    """Git as the user has it set up, for what happens in their own repository; no hooks.
+
+    Nor a download by git-lfs: in commits from the guest, .lfsconfig names the server.
+    """
     env = {key: value for key, value in os.environ.items() if key not in _STEERING}
     argv = ["git", "-C", str(repository), "-c", "core.hooksPath=/dev/null", *args]
-    return process.run(argv, env={**env, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"}, check=check)
+    return process.run(argv, env={**env, **_QUIET}, check=check)
 
 
 def output(repository: Path, *args: str) -> str:
@@ -95,13 +100,11 @@ def _environment(name: str) -> dict[str, str]:
     return {
         "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
         "HOME": "/nonexistent",
-        "LC_ALL": "C",
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_LFS_SKIP_SMUDGE": "1",
         "GIT_SSH_COMMAND": shlex.join(["ssh", "-F", str(guest.config(name))]),
         "GIT_SSH_VARIANT": "ssh",
-        "GIT_TERMINAL_PROMPT": "0",
+        **_QUIET,
     }
 
 

@@ -25,6 +25,8 @@ START_TIMEOUT = 30 * 60
 STILL = 20
 """Seconds after which progress is told again even when nothing new happened."""
 
+LOGS = ("serial.log", "ha.stderr.log", "ha.stdout.log")
+
 _PASSED_ON = (
     "LANG", "LIMA_HOME", "PATH", "TMPDIR", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
@@ -96,6 +98,8 @@ def start(instance: Instance, say: Say, extra_env: Mapping[str, str]) -> None:
     """
     argv = [host.limactl(), "start", "--tty=false", f"--timeout={START_TIMEOUT}s", instance.name]
     user = host.service_user()
+    for log in LOGS:  # Lima empties them, but not before they could be read as this boot's
+        (instance.dir / log).unlink(missing_ok=True)
     child = process.popen(argv, env={**environment(), **extra_env}, cwd="/", user=user)
     try:
         _watch(child, instance.dir, say)
@@ -145,41 +149,38 @@ def _watch(child: subprocess.Popen[bytes], folder: Path, say: Say) -> None:
     """Follow the boot through Lima's logs until `limactl start` ends."""
     began, told = time.time(), ""
     while child.poll() is None:
-        _raise_if_lost(folder, began)
-        step = f"{_step(folder, began)} {(time.time() - began) // STILL:.0f}"
+        _raise_if_lost(folder)
+        step = f"{_step(folder)} {(time.time() - began) // STILL:.0f}"
         if step != told:
             say(f"  {step.rpartition(' ')[0]} ({time.time() - began:.0f} s)")
             told = step
         time.sleep(0.25)
     if child.returncode:
-        _raise_if_lost(folder, began)
+        _raise_if_lost(folder)
         err = child.stderr.read().decode("utf-8", "replace") if child.stderr else ""
         raise AgentVMError(f"the VM did not start: {_last_message(err)}", f"see {folder}/*.log")
 
 
-def _raise_if_lost(folder: Path, since: float) -> None:
+def _raise_if_lost(folder: Path) -> None:
     for name, sign, meaning, advice in _FATAL:
-        if sign in _end_of(folder / name, since):
+        if sign in _end_of(folder / name):
             hint = f"{advice}; see {folder / name}" if advice else f"see {folder / name}"
             raise AgentVMError(f"the VM did not start: {meaning}", hint)
 
 
-def _step(folder: Path, since: float) -> str:
+def _step(folder: Path) -> str:
     """What Lima waits for, in our words."""
-    tail = _end_of(folder / "ha.stderr.log", since)
+    tail = _end_of(folder / "ha.stderr.log")
     if "final requirement" in tail:
         return "the guest finishes booting"
     if "ssh" in tail and "is satisfied" in tail:
         return "ssh answers"
-    return "the guest boots" if _end_of(folder / "serial.log", since) else "QEMU starts"
+    return "the guest boots" if _end_of(folder / "serial.log") else "QEMU starts"
 
 
-def _end_of(path: Path, since: float, size: int = 65536) -> str:
-    """The end of a log, unless an earlier boot wrote it: Lima empties its logs only in time."""
+def _end_of(path: Path, size: int = 65536) -> str:
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_mtime < since - 1:
-                return ""
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - size))
             return file.read().decode("utf-8", "replace")

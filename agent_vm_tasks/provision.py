@@ -78,10 +78,11 @@ def run(settings: Settings, say: Say, c: Context | None = None) -> bool:
         )  # fmt: skip
         listener.write("\n")  # the last words of a log may lack it
     if not result.ok:
+        log = f"its log is {LOGS}/{listener.stage}.log in the VM; " if listener.stage else ""
         raise AgentVMError(
             f"provisioning failed in stage {listener.stage or 'start'}: "
             f"{listener.complaint or result.stderr.strip() or 'no reason given'}",
-            f"its log is {LOGS}/{listener.stage}.log in the VM; `agent-vm start` resumes there",
+            f"{log}`agent-vm start` resumes there",
         )
     return listener.worked
 

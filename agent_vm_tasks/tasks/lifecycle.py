@@ -81,7 +81,7 @@ def destroy(_context: Context, force: bool = False) -> None:
     Example: destroy --force
     """
     chosen = configuration.load()
-    if not force:
+    if not force and vm.find(chosen.vm.name):
         confirm("destroy the VM", vm.losses(chosen))
     print("The VM is destroyed." if vm.destroy(chosen) else "No VM exists.")
 

@@ -11,6 +11,7 @@ from invoke.tasks import task
 from agent_vm_tasks import checks, guest, lima, vm
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks.console import printable, say
+from agent_vm_tasks.errors import AgentVMError
 
 from ._edge import guarded
 
@@ -40,11 +41,17 @@ def render(_context: Context, output: str | None = None) -> None:
     for name, text in vm.rendered(configuration.load(), say).items():
         if output is None:
             print(f"# ---- {name}\n{text}")
-            continue
-        path = Path(output) / name
+        else:
+            print(printable(str(_written(Path(output) / name, text))))
+
+
+def _written(path: Path, text: str) -> Path:
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-        print(path)
+    except OSError as error:
+        raise AgentVMError(f"{path} cannot be written: {error.strerror}") from error
+    return path
 
 
 @task(help={"name": "serial, ha.stderr or ha.stdout", "lines": "how many of its last lines"})

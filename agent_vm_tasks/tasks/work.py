@@ -166,9 +166,9 @@ def _push(chosen: configuration.Settings, ws: Workspace) -> None:
 
 
 def _remove(name: str, rows: list[workspaces.Row], *, force: bool) -> None:
-    if not force:
+    if rows and not force:
         losses = [f"{row.folder}: {loss}" for row in rows for loss in row.losses]
-        confirm(f"delete {', '.join(row.folder for row in rows) or 'nothing'}", losses)
+        confirm(f"delete {', '.join(row.folder for row in rows)}", losses)
     gone = workspaces.remove(name, [row.folder for row in rows]) if rows else []
     print(f"Deleted {len(gone)} workspace{'' if len(gone) == 1 else 's'}.")
 

@@ -9,6 +9,7 @@ marker=/etc/agent-environment
 mkdir -p "$stamps" "$logs"
 exec 9> /var/lib/agent-vm/lock # a run that was cut off on the host may still be at work
 flock 9
+trap 'cd / && rm -rf "$folder"' EXIT
 export PROVISION_FOLDER=$folder DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 
 run_stage() {
@@ -32,4 +33,3 @@ while read -r name stamp; do
     run_stage "$name" "$stamp"
 done < "$folder/plan"
 echo agent-vm > "$marker"
-cd / && rm -rf "$folder"

@@ -28,4 +28,5 @@ if said=$(git -c core.hooksPath=/dev/null -c gc.auto=0 -c maintenance.auto=false
     answer ahead "$ahead"
 fi
 git merge-base --is-ancestor HEAD "$pushed" 2> /dev/null || answer diverged
-answer blocked "$said"
+files=$(sed -n 's/^\t//p' <<< "$said")
+answer blocked "${files:-$said}"
