@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-import pytest
+from typing import TYPE_CHECKING
 
 from agent_vm_tasks import data
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_in_a_checkout_the_repository_itself_is_used() -> None:

@@ -186,10 +186,32 @@ def test_the_examples_work_as_their_repositories_own_tasks(vm: User, name: str) 
     assert ("OK" in done.stderr) == (done.returncode == 0)
 
 
-def test_a_stop_keeps_the_workspace_and_its_uncommitted_files(vm: User, project: Path) -> None:
+def test_a_stop_unmounts_and_is_shown(vm: User) -> None:
     vm.agent_vm("stop")
     assert "State: Stopped" in vm.agent_vm("status")
     assert not (vm.home / ".agent-vm-mounts" / "workspace" / "project-fix").exists()
+
+
+def test_a_guest_that_panics_is_told_at_once_and_stopped(vm: User) -> None:
+    cmdline = lima_home(vm) / NAME / "kernel.cmdline"
+    if not cmdline.exists():
+        pytest.skip("the cloud image boots by its own loader")
+    good = cmdline.read_text()
+    cmdline.write_text("rdinit=/nonexistent root=/dev/nope console=ttyS0")
+    began = time.monotonic()
+    try:
+        said = vm.fails("start")
+    finally:
+        cmdline.write_text(good)
+    assert "the guest's kernel panicked" in said
+    assert f"{NAME}/serial.log" in said
+    assert time.monotonic() - began < 120
+    assert "State: Stopped" in vm.agent_vm("status")
+
+
+def test_a_stopped_vm_still_has_the_workspace_and_its_uncommitted_files(
+    vm: User, project: Path
+) -> None:
     assert inside(vm, "cat edited.txt", project, "fix") == "from inside\n"
     assert (vm.home / ".agent-vm-mounts" / "workspace" / "project-fix" / "edited.txt").exists()
 

@@ -1,0 +1,179 @@
+"""A guest whose git is hostile: nothing of it runs here, and it learns nothing it was not given."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent_vm_tasks import workspaces
+from tests.conftest import VM, commit, git, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent_vm_tasks.workspaces import Workspace
+    from tests.conftest import Guest
+
+HOOKS = (
+    "applypatch-msg", "post-checkout", "post-commit", "post-index-change", "post-merge",
+    "post-rewrite", "post-update", "pre-auto-gc", "pre-commit", "pre-merge-commit", "pre-push",
+    "pre-rebase", "proc-receive", "push-to-checkout", "reference-transaction", "update",
+)  # fmt: skip
+
+
+@pytest.fixture
+def guest(guest: Guest, warm: None) -> Guest:
+    return guest
+
+
+@pytest.fixture
+def ws(guest: Guest, repository: Path) -> Workspace:
+    """A workspace of branch fix, which is checked out here."""
+    git(repository, "checkout", "--quiet", "-b", "fix")
+    made = workspaces.workspace(VM, workspaces.repository(repository), "fix")
+    push(made)
+    return made
+
+
+@pytest.fixture
+def inside(guest: Guest, ws: Workspace) -> Path:
+    return guest.workspaces / ws.folder
+
+
+def push(ws: Workspace) -> str:
+    return workspaces.push(ws, lambda _line: None).outcome
+
+
+def fetch(ws: Workspace) -> workspaces.Fetched:
+    return workspaces.fetch(ws, lambda _line: None)[0]
+
+
+def executable(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_hooks_that_the_guest_commits_do_not_run(
+    guest: Guest, home: Path, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    git(repository, "config", "core.hooksPath", ".husky")
+    for name in HOOKS:
+        executable(inside / ".husky" / name, f"touch {home}/ran-{name}")
+    guest.run("git add . && git commit -q -m hooks", cwd=inside)
+    assert fetch(ws).merged
+    assert (repository / ".husky/post-merge").exists()
+    push(ws)
+    guest.run("git commit -q --allow-empty -m more", cwd=inside)
+    assert fetch(ws).merged
+    assert not list(home.glob("ran-*"))
+
+
+def test_the_users_filters_are_told_not_to_follow_the_guest(
+    guest: Guest, home: Path, ws: Workspace, inside: Path
+) -> None:
+    """.lfsconfig names a server of the guest's choice; git-lfs is asked not to go there."""
+    executable(home / "smudge", f'echo "skip=$GIT_LFS_SKIP_SMUDGE" > {home}/asked; cat')
+    git(home, "config", "--global", "filter.lfs.smudge", str(home / "smudge"))
+    (inside / ".gitattributes").write_text("*.bin filter=lfs\n")
+    (inside / "a.bin").write_text("pointer\n")
+    guest.run("git add . && git commit -q -m lfs", cwd=inside)
+    assert fetch(ws).merged
+    assert (home / "asked").read_text() == "skip=1\n"
+
+
+def test_tags_and_other_refs_do_not_come_in(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    git(repository, "tag", "v1")
+    git(repository, "config", "fetch.prune", "true")
+    git(repository, "config", "fetch.pruneTags", "true")
+    before = refs(repository)
+    guest.run("git commit -q --allow-empty -m x && git tag main && git tag -f v1", cwd=inside)
+    guest.run("git branch other && git update-ref refs/notes/commits HEAD", cwd=inside)
+    guest.run("git update-ref refs/agent-vm/in/evil HEAD", cwd=inside)
+    fetch(ws)
+    new = git(repository, "rev-parse", "fix")
+    assert refs(repository) == {**before, "refs/heads/fix": new, ws.ref: new}
+
+
+def refs(repository: Path) -> dict[str, str]:
+    listed = git(repository, "for-each-ref", "--format=%(refname) %(objectname)")
+    return dict(line.split(" ") for line in listed.splitlines())
+
+
+@pytest.mark.parametrize("branch_is_here", [True, False])
+def test_commits_of_other_branches_are_not_named(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path, branch_is_here: bool
+) -> None:
+    """The guest's upload-pack listens: an id it learns it could claim as its own and be given."""
+    given = git(repository, "rev-list", "fix").splitlines()
+    git(repository, "checkout", "--quiet", "-b", "private")
+    for number in range(3):
+        commit(repository, f"secret{number}")
+    if not branch_is_here:
+        git(repository, "branch", "--quiet", "-D", "fix")
+    executable(guest.home / "bin/git-upload-pack", 'tee -a ~/heard | git upload-pack "$@"')
+    guest.run("git commit -q --allow-empty -m x", cwd=inside)
+    assert fetch(ws).merged
+    heard = (guest.home / "heard").read_bytes().decode("ascii", "replace")
+    assert "want " in heard
+    named = set(re.findall(r"have ([0-9a-f]{40})", heard))
+    assert named <= set(given)
+    assert bool(named) is branch_is_here
+
+
+def test_only_the_branch_is_sent(repository: Path, guest: Guest, home: Path) -> None:
+    private = commit(repository, "secret")
+    git(repository, "branch", "private")
+    git(repository, "reset", "--quiet", "--hard", "HEAD~")
+    ws = workspaces.workspace(VM, workspaces.repository(repository), "fix")
+    push(ws)
+    inside = guest.workspaces / ws.folder
+    assert guest.run(f"git cat-file -e {private} || echo absent", cwd=inside) == "absent"
+
+
+def test_a_submodule_of_the_guest_is_not_cloned(
+    guest: Guest, home: Path, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    for key in ("submodule.recurse", "fetch.recurseSubmodules"):
+        git(home, "config", "--global", key, "true")
+    (inside / ".gitmodules").write_text(
+        f'[submodule "x"]\n\tpath = x\n\turl = ext::touch% {home}/ran\n\tupdate = checkout\n'
+    )
+    guest.run(
+        "git update-index --add --cacheinfo 160000,$(git rev-parse HEAD),x"
+        " && git add .gitmodules && git commit -q -m sub",
+        cwd=inside,
+    )
+    fetch(ws)
+    assert not (home / "ran").exists()
+    assert not list((repository / ".git").glob("modules/*"))
+
+
+def test_a_peer_that_never_answers_ends_with_an_interrupt(
+    guest: Guest, repository: Path, ws: Workspace
+) -> None:
+    executable(guest.home / "bin/git-upload-pack", "touch ~/called; exec sleep 100")
+    code = (
+        "from pathlib import Path; from agent_vm_tasks import workspaces as w;"
+        "w.fetch(w.workspace('agent-vm', w.repository(Path.cwd()), 'fix'), print)"
+    )
+    argv = [sys.executable, "-c", code]
+    with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as child:
+        wait_until((guest.home / "called").exists, "upload-pack was not called")
+        os.kill(child.pid, signal.SIGINT)
+        assert child.wait(10)
+    assert not [line for line in commands() if "git-upload-pack" in line and ws.key in line]
+
+
+def commands() -> list[str]:
+    """The command line of every process of this machine that is not the guest's."""
+    listed = subprocess.run(["ps", "-eo", "args"], check=True, capture_output=True, text=True)
+    return [line for line in listed.stdout.splitlines() if line.startswith(("ssh ", "git "))]

@@ -1,0 +1,223 @@
+"""Child processes: what comes back, what is killed, what a missing program says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from agent_vm_tasks import process
+from agent_vm_tasks.errors import AgentVMError
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+
+
+def python(code: str, *args: str) -> list[str]:
+    return [sys.executable, "-c", code, *args]
+
+
+def gone(pid: int) -> bool:
+    """Whether no such process runs; a zombie that waits for its parent counts as gone."""
+    for _ in range(50):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_run_gives_status_and_both_outputs() -> None:
+    code = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"
+    result = process.run(python(code), check=False)
+    assert (result.status, result.stdout, result.stderr) == (3, "out\n", "err\n")
+    assert not result.ok
+
+
+@hypothesis_settings(max_examples=15, deadline=None)
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
+def test_arguments_and_stdin_arrive_as_they_are(text: str) -> None:
+    result = process.run(["sh", "-c", 'printf %s "$1"; cat >&2', "sh", text], stdin=text)
+    assert (result.stdout, result.stderr) == (text, text)
+
+
+def test_bytes_that_are_no_utf_8_do_not_stop_it() -> None:
+    assert process.run(["printf", r"a\377b"]).stdout == "a\ufffdb"
+
+
+def test_a_failure_names_the_program_and_its_last_words() -> None:
+    with pytest.raises(process.ProcessError) as caught:
+        process.run(["sh", "-c", "echo first >&2; echo 'disk on fire' >&2; exit 7"])
+    assert str(caught.value) == "sh failed: disk on fire"
+    assert caught.value.result.status == 7
+    assert caught.value.status == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo only out; exit 1", "only out"),
+        ("echo out; echo err >&2; exit 1", "err"),
+        ("exit 9", "exit status 9"),
+        ("echo '  ' >&2; exit 9", "exit status 9"),
+    ],
+)
+def test_the_reason_of_a_failure(script: str, reason: str) -> None:
+    assert process.run(["sh", "-c", script], check=False).reason == reason
+
+
+def test_a_missing_program_is_named_with_what_to_do() -> None:
+    with pytest.raises(AgentVMError) as caught:
+        process.run(["no-such-program", "x"])
+    assert caught.value.message == "no-such-program is not installed"
+    assert "agent-vm setup" in caught.value.hint
+
+
+def test_a_program_that_may_not_be_executed_is_no_traceback(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\n")
+    with pytest.raises(AgentVMError, match="program may not be executed by this user"):
+        process.run([str(program)])
+
+
+def test_a_program_of_another_machine_is_no_traceback(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(60))
+    program.chmod(0o755)
+    with pytest.raises(AgentVMError, match=r"program cannot be executed: Exec format error"):
+        process.run([str(program)])
+
+
+def test_the_time_limit_ends_the_whole_group(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    script = f"sleep 60 & echo $! > {note}; wait"
+    began = time.monotonic()
+    with pytest.raises(AgentVMError, match=r"^sh gave no answer within 0\.3 s$"):
+        process.run(["sh", "-c", script], timeout=0.3)
+    assert time.monotonic() - began < 5
+    assert gone(int(note.read_text()))
+
+
+def test_an_interruption_ends_the_whole_group(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from agent_vm_tasks import process\n"
+        "process.run(['sh', '-c', 'sleep 60 & echo $! > \"$1\"; wait', 'sh', sys.argv[2]])\n"
+    )
+    root = str(Path(__file__).parent.parent)
+    child = subprocess.Popen(python(code, root, str(note)), stderr=subprocess.DEVNULL)
+    while not (note.exists() and note.read_text().strip()):
+        assert child.poll() is None
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    child.wait(10)
+    assert gone(int(note.read_text()))
+
+
+def test_a_left_behind_daemon_that_keeps_stderr_open_is_waited_for_until_the_limit() -> None:
+    """An ssh master keeps no stream open (OpenSSH 8.9 or newer), and whatever does is bounded."""
+    began = time.monotonic()
+    with pytest.raises(AgentVMError, match="gave no answer"):
+        process.run(["sh", "-c", "sleep 60 >/dev/null & exit 0"], timeout=0.3)
+    assert time.monotonic() - began < 5
+
+
+def test_a_daemon_without_our_streams_is_left_alone() -> None:
+    result = process.run(["sh", "-c", "sleep 60 </dev/null >/dev/null 2>&1 & echo $!"], timeout=10)
+    pid = int(result.stdout)
+    try:
+        assert Path(f"/proc/{pid}").exists() or sys.platform == "darwin"
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_the_environment_given_is_the_whole_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "secret")
+    result = process.run(["env"], env={"PATH": os.environ["PATH"], "ONE": "1"})
+    assert set(result.stdout.split()) >= {"ONE=1"}
+    assert "secret" not in result.stdout
+
+
+@AS_ROOT
+def test_user_runs_it_as_that_account() -> None:
+    result = process.run(["sh", "-c", "id -un; id -G; touch /etc/agent-vm-x"], check=False,
+                         user="nobody", cwd="/")  # fmt: skip
+    assert result.stdout.splitlines()[0] == "nobody"
+    assert "0" not in result.stdout.splitlines()[1].split()
+    assert "Permission denied" in result.stderr
+
+
+def test_follow_hands_on_lines_and_progress() -> None:
+    said: list[str] = []
+    script = r"printf 'one\ntwo 10%%\rtwo 100%%\r\n\nthree' ; echo '' ; printf 'last' >&2; exit 4"
+    result = process.follow(["sh", "-c", script], said.append)
+    assert said == ["one", "two 10%", "two 100%", "three", "last"]
+    assert result.status == 4
+    assert result.reason == "last"
+
+
+def test_follow_tells_a_line_while_the_program_still_runs(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    script = f"echo ready; until [ -e {go} ]; do sleep 0.02; done; echo done"
+    said: list[str] = []
+
+    def on_line(line: str) -> None:
+        said.append(line)
+        go.touch()
+
+    assert process.follow(["timeout", "10", "sh", "-c", script], on_line).ok
+    assert said == ["ready", "done"]
+
+
+def test_follow_ends_the_program_when_the_listener_fails(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+
+    def on_line(line: str) -> None:
+        note.write_text(line)
+        raise ValueError(line)
+
+    with pytest.raises(ValueError, match=r"\d+"):
+        process.follow(["sh", "-c", "sleep 60 & echo $!; wait"], on_line)
+    assert gone(int(note.read_text()))
+
+
+def test_interactive_gives_the_status() -> None:
+    assert process.interactive(["sh", "-c", "exit 42"]) == 42
+
+
+def test_interactive_leaves_ctrl_c_to_the_program() -> None:
+    """A shell or an editor on the terminal handles it; agent-vm must still be there after."""
+    script = 'trap "exit 5" INT; kill -INT 0; exit 6'
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from agent_vm_tasks import process\n"
+        "print(process.interactive(['sh', '-c', sys.argv[2]]))\n"
+    )
+    root = str(Path(__file__).parent.parent)
+    done = subprocess.run(
+        python(code, root, script), capture_output=True, text=True, check=False,
+        start_new_session=True,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("5\n", 0)
+
+
+def test_interactive_restores_ctrl_c() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    process.interactive(["true"])
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_interactive_with_a_missing_program() -> None:
+    with pytest.raises(AgentVMError, match="no-such-program is not installed"):
+        process.interactive(["no-such-program"])

@@ -1,0 +1,130 @@
+"""A limactl that boots no VM: `start` runs an sshd with the host key found in the given YAML.
+
+Arguments: the folder of its state, sshd's argv as JSON, then limactl's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+FOLDER = Path(sys.argv[1])
+SSHD: list[str] = json.loads(sys.argv[2])
+UNITS = {"MiB": 2**20, "GiB": 2**30}
+
+
+def main(argv: list[str]) -> None:
+    with (FOLDER / "calls").open("a") as log:
+        print(json.dumps(argv), file=log)
+    verb = argv[0]
+    trouble = FOLDER / f"fail-{verb}"
+    if trouble.exists():
+        message, status = json.loads(trouble.read_text())
+        fatal(message, status)
+    if verb == "--version":
+        print("limactl version 2.2.0")
+        return
+    flags = dict(word.removeprefix("--").partition("=")[::2] for word in argv if word[:2] == "--")
+    verbs = {"list": show, "create": create, "start": start, "stop": stop, "delete": delete}
+    verbs[verb](flags.get("name") or argv[-1])
+
+
+def show(name: str) -> None:
+    if not path(name).exists():
+        print('time="now" level=warning msg="No instance matching ' + name + '"', file=sys.stderr)
+        sys.exit(1)
+    print(json.dumps({"dir": str(path(name).parent), **load(name)}))
+
+
+def create(name: str) -> None:
+    import yaml  # the other verbs are quicker without it
+
+    if path(name).exists():
+        fatal(f'instance "{name}" already exists')
+    config = yaml.safe_load(sys.stdin)
+    path(name).parent.mkdir(parents=True)
+    (path(name).parent / "lima.yaml").write_text(yaml.safe_dump(config))
+    save(name, name=name, status="Stopped", cpus=config["cpus"], memory=size(config["memory"]),
+         disk=size(config["disk"]), vmType="qemu", sshLocalPort=0, config=config)  # fmt: skip
+
+
+def start(name: str) -> None:
+    entry = load(name)
+    boot = "\n".join(step["script"] for step in entry["config"]["provision"])
+    found = re.search(r"-----BEGIN.*?KEY-----\n.*?-----END[^\n]*-----\n", boot, re.DOTALL)
+    key = path(name).parent / "host_key"
+    key.touch(mode=0o600)
+    key.write_text(found[0] if found else "")
+    port = free_port()
+    words = {"KEY": str(key), "0": str(port)}
+    with (path(name).parent / "serial.log").open("wb") as log:
+        child = subprocess.Popen(
+            [words.get(word, word) for word in SSHD], stderr=log, start_new_session=True
+        )
+    (path(name).parent / "sshd.pid").write_text(str(child.pid))
+    wait(port)
+    save(name, **{**entry, "status": "Running", "sshLocalPort": port})
+
+
+def stop(name: str) -> None:
+    pid = path(name).parent / "sshd.pid"
+    if pid.exists():
+        os.kill(int(pid.read_text()), 15)
+        pid.unlink()
+    save(name, **{**load(name), "status": "Stopped", "sshLocalPort": 0})
+
+
+def delete(name: str) -> None:
+    for file in path(name).parent.iterdir():
+        file.unlink()
+    path(name).parent.rmdir()
+
+
+def path(name: str) -> Path:
+    return FOLDER / "lima" / name / "instance.json"
+
+
+def load(name: str) -> dict[str, Any]:
+    if not path(name).exists():
+        fatal(f'instance "{name}" does not exist')
+    entry: dict[str, Any] = json.loads(path(name).read_text())
+    return entry
+
+
+def save(instance: str, **entry: object) -> None:
+    path(instance).write_text(json.dumps(entry))
+
+
+def size(text: str) -> int:
+    return int(text[:-3]) * UNITS[text[-3:]]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait(port: int) -> None:
+    for _ in range(500):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.01)
+    fatal("sshd does not start")
+
+
+def fatal(message: str, status: int = 1) -> NoReturn:
+    print(f'time="now" level=fatal msg="{message}"', file=sys.stderr)
+    sys.exit(status)
+
+
+main(sys.argv[3:])

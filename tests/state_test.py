@@ -1,0 +1,131 @@
+"""What is kept on the host: private, written whole, one command at a time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent_vm_tasks import state
+from agent_vm_tasks.errors import AgentVMError
+
+from .conftest import VM, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+HOLD = """
+import sys, time
+from agent_vm_tasks import state
+with state.lock("agent-vm", print):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.fixture
+def holder(home: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another command that holds the lock."""
+    argv = [sys.executable, "-c", HOLD]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "held\n"
+        yield child
+        child.kill()
+
+
+def test_the_folder_is_private(home: Path) -> None:
+    assert state.folder(VM) == home / ".agent-vm" / VM
+    assert state.folder(VM).stat().st_mode & 0o777 == 0o700
+
+
+def test_a_file_is_replaced_whole(home: Path) -> None:
+    path = home / "file"
+    texts = {"a" * 100_000, "b" * 100_000}
+    state.write(path, "a" * 100_000)
+    seen = set()
+    writer = threading.Thread(target=write, args=(path, [*texts] * 20))
+    writer.start()
+    while writer.is_alive():
+        seen.add(path.read_text())
+    writer.join()
+    assert seen <= texts
+    assert {entry.name for entry in home.iterdir()} == {".gitconfig", "file"}
+
+
+def write(path: Path, texts: list[str]) -> None:
+    for text in texts:
+        state.write(path, text)
+
+
+def test_a_file_is_private_and_a_failed_write_leaves_the_old_one(home: Path) -> None:
+    path = home / "file"
+    state.write(path, "old")
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(UnicodeEncodeError):
+        state.write(path, "\udcff")
+    assert path.read_text() == "old"
+    assert {entry.name for entry in home.iterdir()} == {".gitconfig", "file"}
+
+
+def test_the_lock_makes_another_command_wait_and_names_it(
+    holder: subprocess.Popen[str],
+) -> None:
+    said: list[str] = []
+    entered = threading.Event()
+
+    def enter() -> None:
+        with state.lock(VM, said.append):
+            entered.set()
+
+    waiter = threading.Thread(target=enter)
+    waiter.start()
+    wait_until(lambda: said, "nothing was said")
+    assert said == [f"waiting for another agent-vm command (process {holder.pid})"]
+    assert not entered.is_set()
+    os.kill(holder.pid, signal.SIGKILL)
+    assert entered.wait(5)
+    waiter.join()
+
+
+def test_a_free_lock_says_nothing(home: Path) -> None:
+    said: list[str] = []
+    for _ in range(2):
+        with state.lock(VM, said.append):
+            pass
+    with state.lock("other", said.append), state.lock(VM, said.append):
+        pass
+    assert said == []
+
+
+@pytest.mark.parametrize("depth", [0, 3])
+def test_the_connections_socket_can_be_bound(
+    home: Path, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    deep = home.joinpath(*["a-folder-of-some-thirty-letters"] * depth)
+    deep.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv("HOME", str(deep))
+    monkeypatch.setattr("tempfile.tempdir", str(home))
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.bind(f"{state.control_path(VM)}.0123456789abcdef")
+    assert state.control_path(VM).parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_a_folder_of_somebody_else_is_no_place_for_the_socket(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(home / ("deep" * 30)))
+    monkeypatch.setattr("tempfile.tempdir", str(home))
+    private = home / f"agent-vm-{os.getuid()}"
+    private.mkdir(mode=0o777)
+    os.chown(private, 65534, 65534)
+    with pytest.raises(AgentVMError, match="belongs to somebody else"):
+        state.control_path(VM)

@@ -1,0 +1,177 @@
+"""provision, render, logs and ssh-config as they are typed."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from agent_vm_tasks import provision
+from agent_vm_tasks.errors import AgentVMError
+from agent_vm_tasks.provision import Stage
+from agent_vm_tasks.settings import Settings
+from tests.conftest import VM
+
+if TYPE_CHECKING:
+    from agent_vm_tasks.console import Say
+    from tests.conftest import Guest, Limactl
+
+    from .conftest import Command
+
+
+def test_render_prints_every_file_and_makes_nothing(
+    home: Path, limactl: Limactl, agent_vm: Command
+) -> None:
+    said = agent_vm("render")
+    assert (said.status, said.err) == (0, "")
+    heads = [line for line in said.out.splitlines() if line.startswith("# ---- ")]
+    assert heads[0] == "# ---- lima.yaml"
+    assert set(heads[1:]) == {
+        f"# ---- provision/{stage.name}.sh" for stage in provision.stages(Settings())
+    }
+    assert "PRIVATE KEY" not in said.out
+    assert not (limactl.folder / "calls").exists()
+    assert not (home / ".agent-vm").exists()
+
+
+def test_render_writes_files(home: Path, agent_vm: Command, repository: Path) -> None:
+    (repository / "agent-vm.toml").write_text("[vm]\ncpus = 2\n")
+    said = agent_vm("render", "--output", "out/deep")
+    written = sorted(str(path) for path in Path("out/deep").rglob("*") if path.is_file())
+    assert sorted(said.out.splitlines()) == written
+    config = yaml.safe_load(Path("out/deep/lima.yaml").read_text())
+    assert (config["cpus"], config["plain"]) == (2, True)
+
+
+def test_render_to_where_nothing_can_be_written(home: Path, agent_vm: Command) -> None:
+    (home / "file").touch()
+    said = agent_vm("render", "--output", "file")
+    assert (said.status, said.out) == (1, "")
+    assert said.err == "agent-vm: file/lima.yaml cannot be written: File exists\n"
+
+
+def test_render_refuses_what_a_creation_would(agent_vm: Command, repository: Path) -> None:
+    (repository / "agent-vm.toml").write_text("[vm]\ncpus = 64\n")
+    said = agent_vm("render")
+    assert (said.status, said.out) == (2, "")
+    assert said.err == (
+        f"agent-vm: {repository}/agent-vm.toml: vm.cpus asks for 64, this host has 8 CPUs\n"
+    )
+
+
+@pytest.fixture
+def logs(limactl: Limactl, guest: Guest) -> Path:
+    """The folder of a VM that has booted."""
+    limactl.adopt(guest)
+    folder = limactl.folder / "lima" / VM
+    (folder / "serial.log").write_text("".join(f"line {n}\n" for n in range(1, 101)))
+    (folder / "ha.stderr.log").write_bytes(b"QEMU \x1b[31m says \xff\n")
+    return folder
+
+
+def test_logs_shows_the_end_of_the_console(logs: Path, agent_vm: Command) -> None:
+    said = agent_vm("logs")
+    assert (said.status, said.err) == (0, "")
+    assert said.out.splitlines() == [f"line {n}" for n in range(51, 101)]
+    assert agent_vm("logs", "--lines", "2").out == "line 99\nline 100\n"
+    assert len(agent_vm("logs", "--lines", "1000").out.splitlines()) == 100
+
+
+def test_logs_cannot_write_to_the_terminal(logs: Path, agent_vm: Command) -> None:
+    said = agent_vm("logs", "--name", "ha.stderr")
+    assert said.out == "QEMU \\x1b[31m says \ufffd\n"
+
+
+@pytest.mark.parametrize("name", ["qemu", "../serial", "/etc/passwd", "serial.log", ""])
+def test_a_log_that_does_not_exist_names_those_that_do(
+    logs: Path, agent_vm: Command, name: str
+) -> None:
+    said = agent_vm("logs", f"--name={name}")
+    assert (said.status, said.out) == (1, "")
+    assert said.err == f"agent-vm: the VM has no log {name}; its logs: ha.stderr, serial\n"
+
+
+@pytest.mark.parametrize("lines", ["0", "-1", "4.5", "x", "", "9" * 5000])
+def test_a_number_of_lines_that_cannot_be(limactl: Limactl, agent_vm: Command, lines: str) -> None:
+    said = agent_vm("logs", f"--lines={lines}")
+    assert (said.status, said.out) == (2, "")
+    assert said.err.startswith("agent-vm: --lines must be a whole number from 1 to 1000000, not ")
+    assert said.err == f"{said.error}\n"
+    assert len(said.err) < 200
+    assert limactl.calls() == []
+
+
+def test_logs_of_a_vm_that_never_started(limactl: Limactl, agent_vm: Command) -> None:
+    assert (
+        agent_vm("logs").error == "agent-vm: there is no VM agent-vm; `agent-vm start` creates it"
+    )
+
+
+def test_ssh_config_is_one_that_ssh_takes(
+    limactl: Limactl, guest: Guest, home: Path, agent_vm: Command
+) -> None:
+    limactl.adopt(guest)
+    said = agent_vm("ssh-config")
+    assert (said.status, said.err) == (0, "")
+    (home / "config").write_text(said.out)
+    ssh = ["ssh", "-F", str(home / "config"), VM, "pwd"]
+    done = subprocess.run(ssh, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{guest.home}\n"
+
+
+@pytest.mark.parametrize("verb", ["ssh-config", "provision"])
+def test_what_needs_a_running_vm_starts_none(
+    limactl: Limactl, agent_vm: Command, verb: str
+) -> None:
+    said = agent_vm(verb)
+    assert (said.status, said.out) == (1, "")
+    assert said.err == "agent-vm: there is no VM agent-vm; `agent-vm start` creates it\n"
+    agent_vm("start", "stop")
+    said = agent_vm(verb)
+    assert (said.status, said.out) == (1, "")
+    assert said.err == "agent-vm: the VM agent-vm is stopped; run `agent-vm start`\n"
+    assert [call[0] for call in limactl.calls()] == ["create", "start", "stop"]
+
+
+def test_provision_in_a_running_vm(
+    limactl: Limactl, guest: Guest, agent_vm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limactl.adopt(guest)
+    said = iter(["  installing: packages", AgentVMError("provisioning failed in stage npm")])
+
+    def run(_settings: Settings, say: Say, _context: object) -> bool:
+        word = next(said)
+        if isinstance(word, AgentVMError):
+            raise word
+        say(word)
+        return True
+
+    monkeypatch.setattr(provision, "run", run)
+    done = agent_vm("provision")
+    assert (done.status, done.out) == (0, "The VM is provisioned.\n")
+    assert done.err == "  installing: packages\n"
+    failed = agent_vm("provision")
+    assert (failed.status, failed.out) == (1, "")
+    assert failed.err == "agent-vm: provisioning failed in stage npm\n"
+
+
+def test_provision_shows_a_failure_of_the_real_thing_escaped(
+    limactl: Limactl, guest: Guest, agent_vm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limactl.adopt(guest)
+    (guest.home / "bin").mkdir()
+    sudo = guest.home / "bin" / "sudo"
+    sudo.write_text(
+        "#!/bin/sh\nprintf '@start npm\\nE: \\033[31mred\\n'\nrm -rf \"${2%/*}\"\nexit 1\n"
+    )
+    sudo.chmod(0o755)
+    monkeypatch.setattr(provision, "stages", lambda _: (Stage("npm", "true", "1"),))
+    said = agent_vm("provision")
+    assert (said.status, said.out) == (1, "")
+    assert said.error == (
+        r"agent-vm: provisioning failed in stage npm: E: \x1b[31mred; "
+        "its log is /var/log/agent-vm/npm.log in the VM; `agent-vm start` resumes there"
+    )

@@ -1,0 +1,349 @@
+"""connect, push, fetch, clean and clean-all as they are typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent_vm_tasks import guest as ssh_guest
+from agent_vm_tasks import settings, workspaces
+from tests.conftest import VM, commit, git, make_repository
+
+if TYPE_CHECKING:
+    from tests.cli import Said
+    from tests.conftest import Guest, Limactl
+
+    from .conftest import Command
+
+WITH_BRANCH = ["connect", "push", "fetch", "clean"]
+
+
+@pytest.fixture
+def vm(guest: Guest, limactl: Limactl) -> Guest:
+    """A VM that runs."""
+    limactl.adopt(guest)
+    return guest
+
+
+def untouched(home: Path, limactl: Limactl, repository: Path | None = None) -> bool:
+    """Whether a command made nothing: no VM, no file of one, no branch."""
+    branches = git(repository, "for-each-ref", "refs/heads") if repository else ""
+    files = [path for path in (home / ".agent-vm").glob("*/*") if path.name != "lock"]
+    return not (limactl.calls() or files or len(branches.splitlines()) > 1)
+
+
+def one_line(said: Said, status: int) -> str:
+    """What a failed command said, which has to be all that it printed."""
+    assert (said.status, said.out) == (status, "")
+    assert said.err == f"{said.error}\n"
+    return said.error.removeprefix("agent-vm: ")
+
+
+@pytest.mark.parametrize("verb", [["connect", "fix"], ["connect", "--branch", "fix"]])
+def test_connect_makes_what_is_missing_and_runs_in_the_workspace(
+    vm: Guest, repository: Path, agent_vm: Command, verb: list[str]
+) -> None:
+    said = agent_vm(*verb, "--", "pwd")
+    assert (said.status, said.out) == (0, f"{vm.home}/workspace/app-fix\n")
+    assert "created branch fix from HEAD" in said.err
+    assert git(repository, "rev-parse", "fix") == git(repository, "rev-parse", "main")
+    assert (vm.workspaces / "app-fix" / "README").read_text() == "hello\n"
+    assert git(repository, "branch", "--show-current") == "main"
+
+
+def test_connect_creates_the_vm_as_well(
+    limactl: Limactl, repository: Path, agent_vm: Command
+) -> None:
+    assert agent_vm("connect", "fix", "--", "cat", "README").out == "hello\n"
+    assert [call[0] for call in limactl.calls()] == ["create", "start"]
+
+
+def test_a_second_connect_goes_in_without_asking_lima(
+    vm: Guest, limactl: Limactl, repository: Path, agent_vm: Command
+) -> None:
+    agent_vm("connect", "fix", "--", "true")
+    (limactl.folder / "calls").unlink()
+    said = agent_vm("connect", "fix", "--", "true")
+    assert (said.status, said.out, said.err) == (0, "", "")
+    assert not (limactl.folder / "calls").exists()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["two  words", "", "$HOME", "*", "it's", 'say "x"', "back\\slash", "new\nline", "ünï"],
+        ["--branch", "main", "--", "push", "status"],
+        ["-la", "--help", "--version"],
+    ],
+)
+def test_words_after_the_dashes_arrive_as_they_were_typed(
+    vm: Guest, repository: Path, agent_vm: Command, argv: list[str]
+) -> None:
+    said = agent_vm("connect", "fix", "--", "printf", "%s\\0", *argv)
+    assert said.out.split("\0")[:-1] == argv
+
+
+def test_connect_with_only_a_command_runs_it_in_the_vms_home(
+    vm: Guest, home: Path, agent_vm: Command
+) -> None:
+    assert agent_vm("connect", "--", "pwd").out == f"{vm.home}\n"
+
+
+def test_a_command_line_is_the_shells(vm: Guest, repository: Path, agent_vm: Command) -> None:
+    said = agent_vm("connect", "fix", "--command", 'echo "$((6 * 7))" > n; cat n; exit 3')
+    assert (said.status, said.out) == (3, "42\n")
+    assert (vm.workspaces / "app-fix" / "n").exists()
+
+
+@pytest.mark.parametrize("status", [1, 2, 42, 130, 213, 255])
+def test_the_commands_status_is_ours(
+    vm: Guest, repository: Path, agent_vm: Command, status: int
+) -> None:
+    agent_vm("push", "fix")
+    said = agent_vm("connect", "fix", "--", "sh", "-c", f"exit {status}")
+    assert (said.status, said.err) == (status, "")
+
+
+def test_a_command_that_does_not_exist(vm: Guest, repository: Path, agent_vm: Command) -> None:
+    said = agent_vm("connect", "fix", "--", "no-such-command")
+    assert said.status == 127
+    assert "no-such-command" in said.err
+
+
+def test_push_and_fetch_in_one_line(vm: Guest, repository: Path, agent_vm: Command) -> None:
+    said = agent_vm("push", "fix", "fetch", "fix")
+    assert said.status == 0
+    assert said.out == "fix is in the VM.\nfix is up to date with the VM.\n"
+    inside = vm.workspaces / "app-fix"
+    new = commit(inside, "work")
+    assert agent_vm("fetch", "fix").out == "fix is up to date with the VM.\n"
+    assert git(repository, "rev-parse", "fix") == new
+
+
+def test_fetch_names_what_stays_inside(vm: Guest, repository: Path, agent_vm: Command) -> None:
+    agent_vm("push", "fix")
+    inside = vm.workspaces / "app-fix"
+    (inside / "README").write_text("changed\n")
+    (inside / "new").touch()
+    said = agent_vm("fetch", "fix")
+    assert said.status == 0
+    assert "warning: left in the workspace: 1 file with uncommitted changes\n" in said.err
+    assert "warning: left in the workspace: 1 file untracked\n" in said.err
+
+
+def test_both_sides_have_new_commits(vm: Guest, repository: Path, agent_vm: Command) -> None:
+    agent_vm("push", "fix")
+    commit(vm.workspaces / "app-fix", "theirs")
+    git(repository, "switch", "--quiet", "fix")
+    mine = commit(repository, "mine")
+    pushed = agent_vm("push", "fix")
+    assert (pushed.status, pushed.out) == (1, "")
+    assert pushed.error == (
+        "agent-vm: both sides have new commits: fetch, merge here, then push again"
+    )
+    fetched = agent_vm("fetch", "fix")
+    assert (fetched.status, fetched.out) == (1, "")
+    assert "git merge refs/agent-vm/app-fix/fix" in fetched.error
+    assert git(repository, "rev-parse", "fix") == mine
+
+
+def test_clean_refuses_without_a_terminal_and_says_what_would_be_lost(
+    vm: Guest, repository: Path, agent_vm: Command
+) -> None:
+    agent_vm("push", "fix")
+    commit(vm.workspaces / "app-fix", "work")
+    said = agent_vm("clean", "fix")
+    assert (said.status, said.out) == (1, "")
+    assert "warning: would be lost: app-fix: 1 commit not fetched\n" in said.err
+    assert said.error == ("agent-vm: will not delete app-fix without being asked to; add --force")
+    assert (vm.workspaces / "app-fix").exists()
+    assert agent_vm("clean", "fix", "--force").out == "Deleted 1 workspace.\n"
+    assert not (vm.workspaces / "app-fix").exists()
+    assert git(repository, "rev-parse", "fix")
+
+
+def test_clean_takes_one_workspace_only(vm: Guest, repository: Path, agent_vm: Command) -> None:
+    agent_vm("push", "one", "push", "two")
+    agent_vm("clean", "one", "--force")
+    assert [path.name for path in vm.workspaces.iterdir()] == ["app-two"]
+    assert agent_vm("clean", "one", "--force").out == "There is no workspace of one.\n"
+
+
+def test_clean_all(vm: Guest, repository: Path, agent_vm: Command) -> None:
+    agent_vm("push", "one", "push", "two")
+    said = agent_vm("clean-all")
+    assert said.status == 1
+    assert said.error.endswith(
+        "will not delete app-one, app-two without being asked to; add --force"
+    )
+    assert agent_vm("clean-all", "--force").out == "Deleted 2 workspaces.\n"
+    assert list(vm.workspaces.iterdir()) == []
+
+
+def test_clean_all_with_nothing_to_delete_asks_nothing(vm: Guest, agent_vm: Command) -> None:
+    said = agent_vm("clean-all")
+    assert (said.status, said.out, said.err) == (0, "Deleted 0 workspaces.\n", "")
+
+
+@pytest.mark.parametrize("verb", ["fetch", "clean"])
+def test_no_vm_is_made_to_say_that_nothing_is_in_it(
+    home: Path, limactl: Limactl, repository: Path, agent_vm: Command, verb: str
+) -> None:
+    error = one_line(agent_vm(verb, "fix"), 1)
+    assert error == "there is no VM agent-vm; `agent-vm start` creates it"
+    assert untouched(home, limactl, repository)
+
+
+def test_clean_all_without_a_vm(home: Path, limactl: Limactl, agent_vm: Command) -> None:
+    error = one_line(agent_vm("clean-all", "--force"), 1)
+    assert error == "there is no VM agent-vm; `agent-vm start` creates it"
+    assert untouched(home, limactl)
+
+
+def test_fetch_of_a_branch_without_a_workspace(
+    vm: Guest, repository: Path, agent_vm: Command
+) -> None:
+    error = agent_vm("fetch", "fix").error
+    assert error == (
+        "agent-vm: there is no workspace of fix in the VM; make it with `agent-vm connect fix`"
+    )
+    assert agent_vm("fetch", "fix").status == 1
+
+
+@pytest.mark.parametrize("verb", ["push", "fetch", "clean"])
+def test_no_branch_is_never_guessed(
+    home: Path, limactl: Limactl, repository: Path, agent_vm: Command, verb: str
+) -> None:
+    assert one_line(agent_vm(verb), 2) == "no branch is named; add --branch NAME"
+    assert untouched(home, limactl, repository)
+
+
+GIT_RULE = "git does not allow it (git-check-ref-format(1))"
+BAD_BRANCHES = [
+    ("", "it is empty"),
+    ("-x", "it starts with a dash"),
+    ("--upload-pack=x", "it starts with a dash"),
+    ("@", "git gives that name another meaning"),
+    ("HEAD", "git gives that name another meaning"),
+    ("refs/heads/x", "git gives that name another meaning"),
+    ("a\x1b[31m", "it holds control or formatting characters"),
+    ("a\nb", "it holds control or formatting characters"),
+    ("a\u202eb", "it holds control or formatting characters"),
+    ("x" * 201, "it is longer than 200 bytes"),
+    ("é" * 101, "it is longer than 200 bytes"),
+    ("a b", GIT_RULE),
+    ("a..b", GIT_RULE),
+    ("a.lock", GIT_RULE),
+    ("a~1", GIT_RULE),
+    ("/a", GIT_RULE),
+    ("a/", GIT_RULE),
+    (".a", GIT_RULE),
+    ("a@{1}", GIT_RULE),
+    ("a:b", GIT_RULE),
+]
+
+
+@pytest.mark.parametrize("verb", WITH_BRANCH)
+@pytest.mark.parametrize(("branch", "rule"), BAD_BRANCHES)
+def test_a_name_that_no_branch_can_have_is_refused_before_anything_is_made(
+    home: Path,
+    limactl: Limactl,
+    repository: Path,
+    agent_vm: Command,
+    *,
+    verb: str,
+    branch: str,
+    rule: str,
+) -> None:
+    error = one_line(agent_vm(verb, f"--branch={branch}"), 2)
+    assert error.endswith(f" is not a branch name: {rule}; give a name such as fix-login")
+    assert error.isprintable()
+    assert untouched(home, limactl, repository)
+
+
+@pytest.mark.parametrize("verb", WITH_BRANCH)
+def test_outside_a_repository(home: Path, limactl: Limactl, agent_vm: Command, verb: str) -> None:
+    error = one_line(agent_vm(verb, "fix"), 1)
+    assert error == f"{home} is not in a git repository; cd into one, or run `git init`"
+    assert untouched(home, limactl)
+
+
+@pytest.mark.parametrize("verb", ["connect", "push"])
+def test_a_repository_without_commits(
+    home: Path,
+    limactl: Limactl,
+    agent_vm: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+) -> None:
+    empty = home / "empty"
+    empty.mkdir()
+    git(empty, "init", "--quiet")
+    monkeypatch.chdir(empty)
+    error = one_line(agent_vm(verb, "fix"), 1)
+    assert error == f"{empty} has no commits yet; commit something first"
+    assert untouched(home, limactl)
+
+
+def test_a_bare_repository(
+    home: Path, limactl: Limactl, agent_vm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = home / "bare.git"
+    bare.mkdir()
+    git(bare, "init", "--quiet", "--bare")
+    monkeypatch.chdir(bare)
+    assert one_line(agent_vm("push", "fix"), 1) == (
+        f"{bare} has no working tree; use a normal clone of it"
+    )
+    assert untouched(home, limactl)
+
+
+def test_a_branch_that_git_cannot_make(vm: Guest, repository: Path, agent_vm: Command) -> None:
+    """A branch `a` leaves no room for a branch `a/b`."""
+    git(repository, "branch", "a")
+    said = agent_vm("push", "a/b")
+    assert (said.status, said.out) == (1, "")
+    assert said.error.startswith("agent-vm: creating branch a/b failed: ")
+    assert not list(vm.workspaces.iterdir())
+
+
+@pytest.mark.parametrize("verb", WITH_BRANCH)
+def test_in_the_mount_nothing_is_done(
+    home: Path, limactl: Limactl, agent_vm: Command, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    inside = home / ".agent-vm-mounts" / "workspace" / "app-fix"
+    make_repository(inside)
+    monkeypatch.chdir(inside)
+    error = one_line(agent_vm(verb, "fix"), 1)
+    assert error == (
+        f"{inside} belongs to the VM; run agent-vm in your own repository on this machine"
+    )
+    assert untouched(home, limactl)
+
+
+def test_a_lost_connection_says_how_to_return(
+    vm: Guest, repository: Path, agent_vm: Command
+) -> None:
+    agent_vm("push", "fix")
+    breaks = (
+        "pid=$$; until [ $(cat /proc/$pid/comm) = sshd ]; "
+        "do pid=$(cut -d' ' -f4 /proc/$pid/stat); done; kill -9 $pid"
+    )
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("needs /proc")
+    said = agent_vm("connect", "fix", "--command", breaks)
+    assert said.status == 1
+    assert said.error == "agent-vm: the connection was lost; return with `agent-vm connect fix`"
+    assert agent_vm("connect", "fix", "--", "true").status == 0
+
+
+def test_the_folder_of_a_workspace_is_as_promised(
+    vm: Guest, repository: Path, agent_vm: Command
+) -> None:
+    agent_vm("push", "fix-login", "push", "feature/x")
+    ws = workspaces.workspace(VM, workspaces.repository(repository), "feature/x")
+    assert {path.name for path in vm.workspaces.iterdir()} == {"app-fix-login", ws.folder}
+    assert settings.load().vm.name == VM
+    assert ssh_guest.connected(VM)

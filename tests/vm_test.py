@@ -1,0 +1,585 @@
+"""The VM's life against a stand-in limactl whose instances are an sshd on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from agent_vm_tasks import guest as ssh_guest
+from agent_vm_tasks import host, image, lima, mount, process, provision, render, state, vm
+from agent_vm_tasks.errors import AgentVMError, UsageError
+from agent_vm_tasks.image import Image
+from agent_vm_tasks.settings import Mount, Network, Provision, Settings, Vm, with_vm
+
+from .conftest import VM, commit, git
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .conftest import Guest, Limactl
+
+CREATE = ["create", f"--name={VM}", "--tty=false", "-"]
+START = ["start", "--tty=false", f"--timeout={lima.START_TIMEOUT}s", VM]
+FORCE_STOP = ["stop", "--tty=false", "--force", VM]
+DELETE = ["delete", "--tty=false", "--force", VM]
+WORKS = host.Kvm(works=True, reason="a guest ran on it")
+BROKEN = host.Kvm(works=False, reason="there is no /dev/kvm")
+
+
+@pytest.fixture
+def settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A host with much to give, and a VM that is neither provisioned nor mounted."""
+    a_host(monkeypatch, cpus=8, memory=16384, kvm=WORKS)
+    disk = home / "disk.qcow2"
+    disk.touch()
+    return Settings(
+        vm=Vm(image=str(disk), ca_certs=()),
+        provision=Provision(enabled=False),
+        mount=Mount(enabled=False),
+    )
+
+
+def a_host(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    cpus: int = 8,
+    memory: int = 16384,
+    kvm: host.Kvm = WORKS,
+    qemu: tuple[int, int, int] | None = (10, 0, 2),
+    arch: str = "x86_64",
+) -> None:
+    monkeypatch.setattr(host, "cpus", lambda: cpus)
+    monkeypatch.setattr(host, "memory", lambda: memory)
+    monkeypatch.setattr(host, "kvm", lambda: kvm)
+    monkeypatch.setattr(host, "qemu_version", lambda: qemu)
+    monkeypatch.setattr(host, "arch", lambda: arch)
+    monkeypatch.setattr(host, "is_macos", lambda: False)
+
+
+def started(settings: Settings) -> list[str]:
+    """Start it; what was said."""
+    said: list[str] = []
+    vm.start(settings, said.append)
+    return said
+
+
+def test_a_start_creates_boots_and_connects(limactl: Limactl, settings: Settings) -> None:
+    said: list[str] = []
+    assert vm.start(settings, said.append).created
+    assert limactl.calls() == [CREATE, START]
+    assert vm.ready(VM)
+    assert said[0] == "creating the VM agent-vm: 4 CPUs, 8 GiB memory, 100 GiB disk"
+    assert said[1] == "starting the VM agent-vm"
+
+
+def test_a_small_vm_is_not_said_to_have_no_memory(limactl: Limactl, settings: Settings) -> None:
+    said = started(with_vm(settings, memory="512MiB", disk="20000MiB"))
+    assert said[0] == "creating the VM agent-vm: 4 CPUs, 0.5 GiB memory, 19.5312 GiB disk"
+
+
+def test_the_guest_gets_the_host_key_that_is_pinned(limactl: Limactl, settings: Settings) -> None:
+    started(settings)
+    known = (state.folder(VM) / "known_hosts").read_text().split()
+    assert known[:2] == [VM, "ssh-ed25519"]
+    ssh_guest.disconnect(VM)
+    (state.folder(VM) / "known_hosts").write_text(limactl.sshd.public_key("other"))
+    with pytest.raises(AgentVMError, match="ssh does not get in"):
+        vm.require_running(VM)
+
+
+def test_a_second_start_does_nothing(limactl: Limactl, settings: Settings) -> None:
+    started(settings)
+    again = vm.start(settings, lambda _: None)
+    assert limactl.calls() == [CREATE, START]
+    assert (again.created, again.warnings) == (False, ())
+
+
+def test_a_stopped_vm_is_booted_again_and_found_at_its_new_port(
+    limactl: Limactl, settings: Settings
+) -> None:
+    started(settings)
+    assert vm.stop(settings)
+    assert not vm.ready(VM)
+    assert not vm.start(settings, lambda _: None).created
+    assert [call[0] for call in limactl.calls()] == ["create", "start", "stop", "start"]
+    assert vm.ready(VM)
+
+
+def test_two_starts_at_once_make_one_vm(limactl: Limactl, settings: Settings) -> None:
+    said: list[str] = []
+    starts = [threading.Thread(target=vm.start, args=(settings, said.append)) for _ in range(2)]
+    for each in starts:
+        each.start()
+    for each in starts:
+        each.join()
+    assert limactl.calls() == [CREATE, START]
+    assert any("waiting for another agent-vm command" in line for line in said)
+
+
+def test_an_interrupted_start_is_repaired_by_the_next(
+    limactl: Limactl, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lima, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            started(settings)
+    started(settings)
+    assert limactl.calls() == [CREATE, START]
+    assert vm.ready(VM)
+
+
+def test_a_vm_that_does_not_boot_is_stopped_and_can_be_started_again(
+    limactl: Limactl, settings: Settings
+) -> None:
+    limactl.fail("start", "exiting, driver stopped")
+    with pytest.raises(AgentVMError, match="did not start: exiting, driver stopped"):
+        started(settings)
+    assert limactl.calls() == [CREATE, START, FORCE_STOP]
+    limactl.repair("start")
+    started(settings)
+    assert vm.ready(VM)
+
+
+def test_a_vm_that_goes_down_while_it_boots_is_not_taken_for_running(
+    limactl: Limactl, settings: Settings
+) -> None:
+    """`limactl start` may end with 0 all the same."""
+    limactl.fail("start", "", status=0)
+    with pytest.raises(AgentVMError, match="went down while it booted"):
+        started(settings)
+
+
+def test_a_failed_creation_leaves_no_vm(limactl: Limactl, settings: Settings) -> None:
+    limactl.fail("create", "no image")
+    with pytest.raises(AgentVMError, match="could not create agent-vm: no image"):
+        started(settings)
+    assert limactl.calls() == [CREATE]
+    assert vm.status(settings).state == vm.ABSENT
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        ({"mounts": [{"location": "~"}]}, "mounts"),
+        ({"plain": False}, "plain"),
+        ({"plain": None}, "plain"),
+        ({"env": {"TOKEN": "x"}}, "env"),
+        ({"networks": [{"lima": "user-v2"}]}, "networks"),
+        ({"additionalDisks": [{"name": "x"}]}, "additionalDisks"),
+        ({"copyToHost": [{"guest": "/x", "host": "/x"}]}, "copyToHost"),
+        ({"propagateProxyEnv": True}, "propagateProxyEnv"),
+        ({"ssh": {"forwardAgent": True}}, "ssh.forwardAgent"),
+        ({"ssh": {"forwardX11": True}}, "ssh.forwardX11"),
+        ({"ssh": {"loadDotSSHPubKeys": True}}, "ssh.loadDotSSHPubKeys"),
+        ({"portForwards": [{"guestPort": 5432, "static": True}]}, "portForwards"),
+        ({"portForwards": [{"guestSocket": "/a", "hostSocket": "b"}]}, "portForwards"),
+        ({"provision": []}, "provision"),
+        ({"provision": [{"mode": "system", "script": "echo hi"}]}, "provision"),
+        ({"mounts": [{"location": "~"}], "plain": False}, "mounts, plain"),
+    ],
+)
+def test_what_limas_own_defaults_mix_in_is_refused_before_the_first_boot(
+    limactl: Limactl,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    extra: dict[str, Any],
+    named: str,
+) -> None:
+    real = lima.create
+
+    def create(name: str, text: str) -> None:
+        real(name, text)
+        made = limactl.instance()
+        assert made is not None
+        limactl.change(config={**made["config"], **extra})
+
+    monkeypatch.setattr(lima, "create", create)
+    with pytest.raises(AgentVMError) as caught:
+        started(settings)
+    assert caught.value.message == f"Lima would run agent-vm with other {named} than asked for"
+    assert "_config/default.yaml" in caught.value.hint
+    assert limactl.calls() == [CREATE, DELETE]
+    assert limactl.instance() is None
+
+
+@pytest.mark.parametrize(
+    ("extra", "refused"),
+    [
+        ("", ""),
+        ("mounts: [{location: '~'}]", ""),  # gone by plain: true
+        ("portForwards: [{guestPort: 5432}]", ""),  # not static: gone, too
+        ("portForwards: [{guestPort: 5432, static: true}]", "portForwards"),
+        ("provision: [{mode: system, script: echo hi}]", "provision"),
+        ("env: {A: b}", "env"),
+        ("networks: [{lima: user-v2}]", "networks"),
+    ],
+)
+def test_what_the_real_lima_makes_of_our_yaml_and_a_users_defaults(
+    extra: str, refused: str
+) -> None:
+    asked = Settings(vm=Vm(ca_certs=()), network=Network(ports=(3000,)))
+    text = render.lima_yaml(asked, [Image("/disk.qcow2")], "key")
+    effective = lima_fills(text, extra)
+    instance = lima.Instance(VM, "Stopped", Path("/x"), 4, 8192, 1, 0, "qemu", config=effective)
+    if not refused:
+        vm._refuse_strange(instance, text)
+        return
+    with pytest.raises(AgentVMError, match=f"with other {refused} than asked for"):
+        vm._refuse_strange(instance, text)
+
+
+def lima_fills(text: str, defaults: str) -> dict[str, Any]:
+    """The effective configuration, with a user's default.yaml mixed in."""
+    limactl = shutil.which("limactl")
+    if not limactl or (os.geteuid() == 0 and not host.account_exists()):
+        pytest.skip("limactl, or for root the account it runs as, is missing")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        config = Path(folder) / "lima" / "_config"
+        config.mkdir(parents=True)
+        (config / "default.yaml").write_text(defaults)
+        (Path(folder) / "vm.yaml").write_text(text)
+        for path in (Path(folder), config.parent, config):
+            path.chmod(0o777)
+        env = {"PATH": os.environ["PATH"], "HOME": folder, "LIMA_HOME": str(config.parent)}
+        argv = [limactl, "validate", "--fill", f"{folder}/vm.yaml"]
+        said = process.run(argv, env=env, cwd="/", timeout=60, user=host.service_user())
+    filled: dict[str, Any] = yaml.safe_load(said.stdout)
+    return filled
+
+
+@pytest.mark.parametrize(
+    ("cpus", "memory", "gets", "told"),
+    [
+        (8, 16384, (4, 8192), []),
+        (4, 8192, (4, 8192), []),
+        (2, 16384, (2, 8192), ["this host has 2 CPUs: the VM gets 2"]),
+        (8, 6000, (4, 3000), ["this host has 6000 MiB of memory: the VM gets 3000"]),
+    ],
+)
+def test_defaults_are_cut_to_the_host_and_that_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    cpus: int,
+    memory: int,
+    gets: tuple[int, int],
+    told: list[str],
+) -> None:
+    a_host(monkeypatch, cpus=cpus, memory=memory)
+    fit, said = vm.fitted(Settings())
+    assert (fit.vm.cpus, fit.vm.memory) == gets
+    assert said == told
+    assert fit.vm.disk == Settings().vm.disk
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ({"cpus": "5"}, "--vcpu: vm.cpus asks for 5, this host has 4 CPUs"),
+        ({"memory": "9"}, "--memory: vm.memory asks for 9216, this host has 8192 MiB of memory"),
+        ({"cpus": "4", "memory": "8"}, ""),
+    ],
+)
+def test_asking_for_more_than_the_host_has_is_refused(
+    monkeypatch: pytest.MonkeyPatch, flags: dict[str, str], error: str
+) -> None:
+    a_host(monkeypatch, cpus=4, memory=8192)
+    wanted = with_vm(Settings(), **flags)
+    if not error:
+        assert vm.fitted(wanted) == (wanted, [])
+        return
+    with pytest.raises(UsageError) as caught:
+        vm.fitted(wanted)
+    assert str(caught.value) == error
+
+
+def test_what_an_existing_vm_does_not_have_is_told(limactl: Limactl, settings: Settings) -> None:
+    started(settings)
+    flags = with_vm(settings, cpus="2", memory="3000MiB", disk="50")
+    assert vm.start(flags, lambda _: None).warnings == (
+        "the VM has 4 CPUs, not 2 CPUs: vm.cpus counts when it is created (destroy, then start)",
+        "the VM has 8 GiB memory, not 2.92969 GiB memory: vm.memory counts when it is created "
+        "(destroy, then start)",
+        "the VM has 100 GiB disk, not 50 GiB disk: vm.disk counts when it is created "
+        "(destroy, then start)",
+    )
+    assert limactl.calls() == [CREATE, START]
+    same = with_vm(settings, cpus="4", memory="8", disk="100")
+    assert vm.start(same, lambda _: None).warnings == ()
+
+
+def test_a_broken_vm_is_healed_without_being_made_anew(
+    limactl: Limactl, settings: Settings
+) -> None:
+    started(settings)
+    ssh_guest.disconnect(VM)
+    limactl.change(status="Broken", errors=["hostagent is gone"])
+    said = started(settings)
+    assert said[0] == "the VM agent-vm is Broken; cleaning up"
+    assert limactl.calls() == [CREATE, START, FORCE_STOP, START]
+    assert vm.ready(VM)
+
+
+def test_a_vm_that_stays_broken_is_kept_and_its_troubles_told(
+    limactl: Limactl, settings: Settings
+) -> None:
+    started(settings)
+    limactl.change(status="Broken", errors=["disk is missing", "no key"])
+    limactl.fail("stop")
+    with pytest.raises(AgentVMError) as caught:
+        started(settings)
+    assert caught.value.message == "the VM agent-vm is Broken: disk is missing; no key"
+    assert "agent-vm destroy" in caught.value.hint
+    assert limactl.instance() is not None
+    limactl.repair("stop")
+
+
+def test_somebody_elses_instance_of_that_name_is_left_alone(
+    limactl: Limactl, settings: Settings
+) -> None:
+    theirs: dict[str, Any] = {"status": "Running", "cpus": 1, "config": {}}
+    limactl.change(**theirs)
+    for act in (started, vm.status, vm.stop, vm.destroy, vm.losses):
+        with pytest.raises(AgentVMError, match="agent-vm did not make for this user"):
+            act(settings)
+    assert limactl.calls() == []
+
+
+def test_provisioning_that_failed_leaves_a_vm_that_is_not_ready(
+    limactl: Limactl, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results: list[Callable[[], bool]] = [lambda: fail("in stage npm"), lambda: True, lambda: False]
+
+    def fail(why: str) -> bool:
+        raise AgentVMError(why)
+
+    monkeypatch.setattr(provision, "run", lambda *_: results.pop(0)())
+    wanted = replace(settings, provision=Provision(enabled=True))
+    with pytest.raises(AgentVMError, match="in stage npm"):
+        started(wanted)
+    assert not vm.ready(VM)
+    started(wanted)
+    assert vm.ready(VM)
+    started(wanted)
+    assert not results
+    assert limactl.calls() == [CREATE, START]
+
+
+def test_trouble_with_the_mount_is_a_warning(
+    limactl: Limactl, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Settings) -> None:
+        raise AgentVMError("sshfs is not installed", "run `agent-vm setup`")
+
+    monkeypatch.setattr(mount, "mount", fail)
+    done = vm.start(replace(settings, mount=Mount()), lambda _: None)
+    assert done.warnings == (
+        "the workspaces are not mounted: sshfs is not installed; run `agent-vm setup`",
+    )
+    assert vm.ready(VM)
+
+
+def test_status_without_a_vm_starts_nothing(limactl: Limactl, settings: Settings) -> None:
+    assert vm.status(settings) == vm.Status(
+        name=VM, state="Does not exist", cpus=0, memory=0, disk=0,
+        mount=str(Path.home() / ".agent-vm-mounts" / "workspace"), mounted=False,
+    )  # fmt: skip
+    assert limactl.calls() == []
+
+
+def test_status_of_a_stopped_vm(limactl: Limactl, settings: Settings) -> None:
+    started(settings)
+    vm.stop(settings)
+    before = limactl.calls()
+    now = vm.status(settings)
+    assert (now.state, now.cpus, now.memory, now.disk) == ("Stopped", 4, 8192, 102400)
+    assert (now.workspaces, now.trouble) == ((), "")
+    assert limactl.calls() == before
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_status_of_a_running_vm_lists_its_workspaces(
+    limactl: Limactl, guest: Guest, settings: Settings, warm: bool
+) -> None:
+    limactl.adopt(guest)
+    a_workspace(guest, "app-fix")
+    if warm:
+        vm.require_running(VM)
+    now = vm.status(settings)
+    assert now.state == "Running"
+    assert now.trouble == ""
+    assert [row.folder for row in now.workspaces] == ["app-fix"]
+    assert now.workspaces[0].untracked == 1
+
+
+def a_workspace(guest: Guest, folder: str) -> None:
+    """A clone with one commit and one untracked file, as an agent leaves it."""
+    path = guest.workspaces / folder
+    path.mkdir(parents=True)
+    git(path, "init", "--quiet")
+    commit(path, "README")
+    (path / "new").touch()
+
+
+def test_status_of_a_vm_that_ssh_cannot_reach_says_why(
+    limactl: Limactl, guest: Guest, settings: Settings
+) -> None:
+    limactl.adopt(guest)
+    limactl.change(sshLocalPort=1)
+    now = vm.status(settings)
+    assert now.state == "Running"
+    assert "ssh does not get in" in now.trouble
+
+
+def test_what_a_destruction_would_lose(limactl: Limactl, guest: Guest, settings: Settings) -> None:
+    assert vm.losses(settings) == []
+    limactl.adopt(guest)
+    assert vm.losses(settings) == []
+    a_workspace(guest, "app-fix")
+    assert vm.losses(settings) == ["app-fix: 1 commit not fetched", "app-fix: 1 file untracked"]
+
+
+def test_what_cannot_be_looked_at_counts_as_lost(limactl: Limactl, settings: Settings) -> None:
+    started(settings)
+    vm.stop(settings)
+    (lost,) = vm.losses(settings)
+    assert lost == "workspaces that could not be looked at: the VM is not running"
+
+
+def test_stop(limactl: Limactl, settings: Settings) -> None:
+    with pytest.raises(AgentVMError, match="there is no VM agent-vm"):
+        vm.stop(settings)
+    started(settings)
+    assert vm.stop(settings) is True
+    assert limactl.calls()[-1] == ["stop", "--tty=false", VM]
+    assert vm.stop(settings) is False
+    limactl.change(status="Broken")
+    assert vm.stop(settings) is True
+    assert limactl.calls()[-1] == FORCE_STOP
+
+
+def test_destroy_removes_the_vm_and_what_is_kept_of_it(
+    limactl: Limactl, settings: Settings
+) -> None:
+    started(settings)
+    assert vm.destroy(settings) is True
+    assert limactl.instance() is None
+    assert limactl.calls()[-2:] == [FORCE_STOP, DELETE]
+    left = {path.name for path in state.folder(VM).iterdir()}
+    assert not left & {"ready", "ssh.config", "known_hosts", "ssh.sock"}
+    assert vm.destroy(settings) is False
+
+
+def test_a_vm_that_is_still_there_is_not_said_to_be_destroyed(
+    limactl: Limactl, settings: Settings
+) -> None:
+    started(settings)
+    limactl.fail("delete", "instance is protected")
+    with pytest.raises(AgentVMError, match="could not delete agent-vm: instance is protected"):
+        vm.destroy(settings)
+    limactl.repair("delete")
+    assert vm.destroy(settings) is True
+
+
+def test_a_destroyed_vm_can_be_made_again_with_a_new_host_key(
+    limactl: Limactl, settings: Settings
+) -> None:
+    started(settings)
+    before = ssh_guest.known_hosts(VM).read_text()
+    vm.destroy(settings)
+    started(settings)
+    assert ssh_guest.known_hosts(VM).read_text() != before
+    assert vm.ready(VM)
+
+
+@pytest.mark.parametrize(
+    ("accel", "vm_type", "kvm", "arch", "variable", "said"),
+    [
+        ("auto", "auto", WORKS, "x86_64", "", ""),
+        ("kvm", "auto", BROKEN, "x86_64", "", ""),
+        ("auto", "vz", BROKEN, "x86_64", "", ""),
+        ("auto", "auto", BROKEN, "x86_64", "QEMU_SYSTEM_X86_64", "there is no /dev/kvm"),
+        ("auto", "qemu", BROKEN, "aarch64", "QEMU_SYSTEM_AARCH64", "there is no /dev/kvm"),
+        ("tcg", "auto", WORKS, "x86_64", "QEMU_SYSTEM_X86_64", "KVM is off by vm.accel"),
+    ],
+)
+def test_emulation_is_chosen_where_kvm_does_not_work(
+    limactl: Limactl,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    accel: str,
+    vm_type: str,
+    kvm: host.Kvm,
+    arch: str,
+    variable: str,
+    said: str,
+) -> None:
+    a_host(monkeypatch, kvm=kvm, arch=arch)
+    real, given = lima.start, {}
+
+    def start(instance: lima.Instance, say: Any, extra_env: dict[str, str]) -> None:  # noqa: ANN401
+        given.update(extra_env)
+        real(instance, say, extra_env)
+
+    monkeypatch.setattr(lima, "start", start)
+    lines = started(replace(settings, vm=replace(settings.vm, accel=accel, vm_type=vm_type)))
+    slow = [line for line in lines if "emulated" in line]
+    if not variable:
+        assert (given, slow) == ({}, [])
+        return
+    assert list(given) == [variable]
+    assert given[variable].startswith(f"qemu-system-{arch} ")
+    assert "-accel tcg" in given[variable]
+    assert "kvm" not in given[variable]
+    assert said in slow[0]
+    assert "no strong security boundary" in slow[0]
+
+
+def test_a_qemu_that_cannot_emulate_the_guest_is_refused(
+    limactl: Limactl, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_host(monkeypatch, kvm=BROKEN, qemu=(7, 2, 22))
+    with pytest.raises(AgentVMError) as caught:
+        started(settings)
+    assert "QEMU 7.2 cannot emulate a Debian 13 guest" in caught.value.message
+    assert "agent-vm setup" in caught.value.hint
+    assert START not in limactl.calls()
+    a_host(monkeypatch, kvm=WORKS, qemu=(7, 2, 22))
+    started(settings)
+    assert START in limactl.calls()
+
+
+def test_an_old_lima_is_refused_before_anything_else(limactl: Limactl, settings: Settings) -> None:
+    program = limactl.folder / "bin" / "limactl"
+    program.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "limactl version 2.1.4"\n')
+    with pytest.raises(AgentVMError, match=r"Lima 2\.1\.4 at .* is older than 2\.2\.0"):
+        started(settings)
+    assert limactl.instance() is None
+
+
+def test_rendered_shows_all_and_makes_nothing(
+    limactl: Limactl, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object) -> None:
+        pytest.fail("an image is built to show a file")
+
+    monkeypatch.setattr(image, "_build_into", forbidden)
+    monkeypatch.setattr(image, "_reachable", lambda: False)
+    files = vm.rendered(replace(settings, vm=replace(settings.vm, image="auto")), lambda _: None)
+    assert "lima.yaml" in files
+    stages = {f"provision/{stage.name}.sh" for stage in provision.stages(settings)}
+    assert set(files) == {"lima.yaml", *stages}
+    assert yaml.safe_load(files["lima.yaml"])["plain"] is True
+    assert "PRIVATE KEY" not in json.dumps(files)
+    assert limactl.calls() == []
