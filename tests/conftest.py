@@ -16,6 +16,7 @@ import socket
 import stat
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_vm_tasks import guest as ssh_guest
-from agent_vm_tasks import host, render, state
+from agent_vm_tasks import host, lima, render, state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -261,6 +262,7 @@ def limactl(
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setattr(host, "service_user", lambda: None)  # one account is enough here
     monkeypatch.setattr(render, "GUEST_USER", USER)
+    monkeypatch.setattr(lima, "POLL", 0.01)
     yield made
     ssh_guest.disconnect(VM)
     for instance in (folder / "lima").glob("*/sshd.pid"):
@@ -269,8 +271,8 @@ def limactl(
     remove(folder)
 
 
-def make_key(path: Path) -> None:
-    argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)]
+def make_key(path: Path, kind: str = "ed25519") -> None:
+    argv = ["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", "", "-f", str(path)]
     subprocess.run(argv, check=True)
 
 
@@ -380,6 +382,8 @@ def _install_limactl(made: Limactl) -> None:
     program = made.folder / "bin" / "limactl"
     program.parent.mkdir()
     argv = made.sshd.argv(Path("KEY"), 0)
-    words = [sys.executable, str(_STAND_INS / "limactl.py"), str(made.folder), json.dumps(argv)]
-    program.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+    folders = shlex.quote(sysconfig.get_path("purelib"))  # for yaml, without a slow search
+    words = [sys.executable, "-S", str(_STAND_INS / "limactl.py"), str(made.folder)]
+    call = shlex.join([*words, json.dumps(argv)])
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={folders} exec {call} "$@"\n')
     program.chmod(0o755)

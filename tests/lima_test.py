@@ -37,6 +37,7 @@ def program(home: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setattr(host, "service_user", lambda: None)
+    monkeypatch.setattr(lima, "POLL", 0.02)
 
     def made(body: str) -> Path:
         script(folder, "limactl", body)
@@ -212,7 +213,7 @@ def test_what_qemu_complains_of_is_put_in_plain_words(
 
 
 def test_the_log_of_an_earlier_boot_does_not_count(program: Program) -> None:
-    folder = program(start_script("sleep 0.5"))
+    folder = program(start_script("sleep 0.2"))
     (folder.parent / "instance").mkdir()
     old = folder.parent / "instance" / "serial.log"
     old.write_text("Kernel panic\n")
@@ -224,7 +225,7 @@ def test_the_log_of_an_earlier_boot_does_not_count(program: Program) -> None:
 def test_what_the_guest_complains_of_on_its_console_does_not_end_its_boot(program: Program) -> None:
     """With its own disk full it must still come up: how else would the work get out."""
     line = "systemd[1]: Failed to write: No space left on device"
-    folder = program(start_script(f"echo '{line}' > $folder/serial.log; sleep 0.5"))
+    folder = program(start_script(f"echo '{line}' > $folder/serial.log; sleep 0.2"))
     (folder.parent / "instance").mkdir()
     lima.start(instance(folder.parent / "instance"), lambda _: None, {})
 
@@ -244,9 +245,9 @@ def test_a_start_that_fails_without_a_word(program: Program) -> None:
 
 def test_a_start_tells_its_steps_once_each(program: Program) -> None:
     steps = (
-        "echo x > $folder/serial.log; sleep 0.6; ",
-        'echo "The ssh requirement 1 of 3 is satisfied" > $folder/ha.stderr.log; sleep 0.6; ',
-        'echo "Waiting for the final requirement 1 of 1" >> $folder/ha.stderr.log; sleep 0.6',
+        "echo x > $folder/serial.log; sleep 0.3; ",
+        'echo "The ssh requirement 1 of 3 is satisfied" > $folder/ha.stderr.log; sleep 0.3; ',
+        'echo "Waiting for the final requirement 1 of 1" >> $folder/ha.stderr.log; sleep 0.3',
     )
     folder = program(start_script("".join(steps)))
     (folder.parent / "instance").mkdir()

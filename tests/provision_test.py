@@ -6,6 +6,7 @@ import fcntl
 import io
 import itertools
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -129,7 +130,7 @@ class Sandbox:
         with self.start(plan) as child:
             out, err = child.communicate(timeout=20)
         assert err == ""
-        return child.returncode, [line.removesuffix(" 0") for line in out.splitlines()]
+        return child.returncode, re.sub(r"(?m)^(@done .*) \d+$", r"\1", out).splitlines()
 
 
 @pytest.fixture

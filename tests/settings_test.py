@@ -406,9 +406,7 @@ def test_xdg_config_home_is_respected(
     assert settings.load(repo).vm.cpus == 3
 
 
-def test_a_home_that_is_no_path_is_an_error(
-    repo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_home_that_is_no_path_is_an_error(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "relative")
     with pytest.raises(UsageError, match=r"no home folder.*set HOME"):
         settings.load(repo)

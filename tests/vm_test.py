@@ -190,26 +190,31 @@ def test_a_failed_creation_leaves_no_vm(limactl: Limactl, settings: Settings) ->
         ({"mounts": [{"location": "~"}], "plain": False}, "mounts, plain"),
     ],
 )
-def test_what_limas_own_defaults_mix_in_is_refused_before_the_first_boot(
-    limactl: Limactl,
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-    extra: dict[str, Any],
-    named: str,
+def test_what_limas_own_defaults_mix_in_is_refused(extra: dict[str, Any], named: str) -> None:
+    text = render.lima_yaml(Settings(vm=Vm(ca_certs=())), [Image("/disk.qcow2")], "key")
+    with pytest.raises(AgentVMError) as caught:
+        vm._refuse_strange(an_instance({**yaml.safe_load(text), **extra}), text)
+    assert caught.value.message == f"Lima would run agent-vm with other {named} than asked for"
+    assert "/lima/_config/default.yaml" in caught.value.hint
+
+
+def an_instance(config: dict[str, Any]) -> lima.Instance:
+    folder = Path("/lima") / VM
+    return lima.Instance(VM, "Stopped", folder, 4, 8192, 102400, 0, "qemu", config=config)
+
+
+def test_what_is_refused_is_deleted_and_never_boots(
+    limactl: Limactl, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = lima.create
 
     def create(name: str, text: str) -> None:
         real(name, text)
-        made = limactl.instance()
-        assert made is not None
-        limactl.change(config={**made["config"], **extra})
+        limactl.change(config={**yaml.safe_load(text), "mounts": [{"location": "~"}]})
 
     monkeypatch.setattr(lima, "create", create)
-    with pytest.raises(AgentVMError) as caught:
+    with pytest.raises(AgentVMError, match="with other mounts than asked for"):
         started(settings)
-    assert caught.value.message == f"Lima would run agent-vm with other {named} than asked for"
-    assert "_config/default.yaml" in caught.value.hint
     assert limactl.calls() == [CREATE, DELETE]
     assert limactl.instance() is None
 
@@ -231,8 +236,7 @@ def test_what_the_real_lima_makes_of_our_yaml_and_a_users_defaults(
 ) -> None:
     asked = Settings(vm=Vm(ca_certs=()), network=Network(ports=(3000,)))
     text = render.lima_yaml(asked, [Image("/disk.qcow2")], "key")
-    effective = lima_fills(text, extra)
-    instance = lima.Instance(VM, "Stopped", Path("/x"), 4, 8192, 1, 0, "qemu", config=effective)
+    instance = an_instance(lima_fills(text, extra))
     if not refused:
         vm._refuse_strange(instance, text)
         return
@@ -503,29 +507,42 @@ def test_a_destroyed_vm_can_be_made_again_with_a_new_host_key(
 
 
 @pytest.mark.parametrize(
-    ("accel", "vm_type", "kvm", "arch", "variable", "said"),
+    ("asked", "kvm", "arch", "variable", "why"),
     [
-        ("auto", "auto", WORKS, "x86_64", "", ""),
-        ("kvm", "auto", BROKEN, "x86_64", "", ""),
-        ("auto", "vz", BROKEN, "x86_64", "", ""),
-        ("auto", "auto", BROKEN, "x86_64", "QEMU_SYSTEM_X86_64", "there is no /dev/kvm"),
-        ("auto", "qemu", BROKEN, "aarch64", "QEMU_SYSTEM_AARCH64", "there is no /dev/kvm"),
-        ("tcg", "auto", WORKS, "x86_64", "QEMU_SYSTEM_X86_64", "KVM is off by vm.accel"),
+        (Vm(), WORKS, "x86_64", "", ""),
+        (Vm(accel="kvm"), BROKEN, "x86_64", "", ""),
+        (Vm(vm_type="vz"), BROKEN, "x86_64", "", ""),
+        (Vm(), BROKEN, "x86_64", "QEMU_SYSTEM_X86_64", "there is no /dev/kvm"),
+        (Vm(vm_type="qemu"), BROKEN, "aarch64", "QEMU_SYSTEM_AARCH64", "there is no /dev/kvm"),
+        (Vm(accel="tcg"), WORKS, "x86_64", "QEMU_SYSTEM_X86_64", "KVM is off by vm.accel"),
     ],
 )
 def test_emulation_is_chosen_where_kvm_does_not_work(
-    limactl: Limactl,
-    settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
     *,
-    accel: str,
-    vm_type: str,
+    asked: Vm,
     kvm: host.Kvm,
     arch: str,
     variable: str,
-    said: str,
+    why: str,
 ) -> None:
     a_host(monkeypatch, kvm=kvm, arch=arch)
+    env, slow = vm._acceleration(Settings(vm=asked))
+    if not variable:
+        assert (env, slow) == ({}, "")
+        return
+    assert list(env) == [variable]
+    assert env[variable].startswith(f"qemu-system-{arch} ")
+    assert "-accel tcg" in env[variable]
+    assert "kvm" not in env[variable]
+    assert why in slow
+    assert "no strong security boundary" in slow
+
+
+def test_limactl_is_told_to_emulate_and_the_user_that_it_is_slow(
+    limactl: Limactl, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_host(monkeypatch, kvm=BROKEN)
     real, given = lima.start, {}
 
     def start(instance: lima.Instance, say: Any, extra_env: dict[str, str]) -> None:  # noqa: ANN401
@@ -533,17 +550,9 @@ def test_emulation_is_chosen_where_kvm_does_not_work(
         real(instance, say, extra_env)
 
     monkeypatch.setattr(lima, "start", start)
-    lines = started(replace(settings, vm=replace(settings.vm, accel=accel, vm_type=vm_type)))
-    slow = [line for line in lines if "emulated" in line]
-    if not variable:
-        assert (given, slow) == ({}, [])
-        return
-    assert list(given) == [variable]
-    assert given[variable].startswith(f"qemu-system-{arch} ")
-    assert "-accel tcg" in given[variable]
-    assert "kvm" not in given[variable]
-    assert said in slow[0]
-    assert "no strong security boundary" in slow[0]
+    said = started(settings)
+    assert list(given) == ["QEMU_SYSTEM_X86_64"]
+    assert said[1].startswith("KVM cannot be used (there is no /dev/kvm): the VM is emulated")
 
 
 def test_a_qemu_that_cannot_emulate_the_guest_is_refused(

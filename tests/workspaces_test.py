@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import threading
+import time
 import uuid
 from typing import TYPE_CHECKING
 
@@ -379,11 +381,12 @@ def test_push_leaves_another_checkout_alone(
     assert at(guest, inside, "refs/agent-vm/in/fix") == made
 
 
+@pytest.mark.parametrize("place", ["hooks", "src/app/.git/hooks"])
 def test_hooks_and_signing_of_the_host_do_not_run(
-    guest: Guest, home: Path, repository: Path
+    guest: Guest, home: Path, repository: Path, place: str
 ) -> None:
-    hooks = home / "hooks"
-    hooks.mkdir()
+    hooks = home / place
+    hooks.mkdir(exist_ok=True)
     for name in ("pre-push", "reference-transaction", "post-merge", "post-checkout"):
         (hooks / name).write_text(f"#!/bin/sh\ntouch {home}/ran-{name}\n")
         (hooks / name).chmod(0o755)
@@ -446,6 +449,19 @@ def test_pushes_at_the_same_time_end_well(guest: Guest, repository: Path) -> Non
     assert len(outcomes) == 3
     assert set(outcomes) <= {"updated", "current"}
     assert (guest.workspaces / ws.folder / "README").exists()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_push_waits_for_another_in_the_vm(guest: Guest, repository: Path, there: bool) -> None:
+    ws = workspace(repository)
+    if there:
+        push(ws)
+    (guest.home / ".agent-vm").mkdir(exist_ok=True)
+    hold = ["flock", str(guest.home / ".agent-vm/lock"), "sleep", "0.5"]
+    with subprocess.Popen(hold) as other:
+        time.sleep(0.1)
+        assert push(ws)[0] in {"current", "updated"}
+        assert other.poll() == 0
 
 
 # Fetch

@@ -14,7 +14,7 @@ from agent_vm_tasks import git, mount, settings
 from agent_vm_tasks import guest as ssh_guest
 from agent_vm_tasks.errors import AgentVMError
 from agent_vm_tasks.guest import UnreachableError
-from tests.conftest import VM, running_sshd, ssh_config
+from tests.conftest import VM, make_key, running_sshd, ssh_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +55,14 @@ def test_git_sends_an_impostor_nothing(impostor: Guest, repository: Path) -> Non
 def test_fabric_refuses_an_impostor(impostor: Guest) -> None:
     with pytest.raises(UnreachableError, match=r"[Hh]ost key"):
         ssh_guest.connection(VM)
+
+
+def test_fabric_refuses_an_impostor_with_another_kind_of_key(guest: Guest, home: Path) -> None:
+    make_key(home / "key", "ecdsa")
+    with running_sshd(guest.sshd, home / "key") as port:
+        ssh_guest.config(VM).write_text(ssh_config(guest.sshd, port))
+        with pytest.raises(UnreachableError, match="not found in known_hosts"):
+            ssh_guest.connection(VM)
 
 
 def test_sshfs_refuses_an_impostor(impostor: Guest, sshfs: None) -> None:

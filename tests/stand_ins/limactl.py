@@ -1,19 +1,19 @@
 """A limactl that boots no VM: `start` runs an sshd with the host key found in the given YAML.
 
-Arguments: the folder of its state, sshd's argv as JSON, then limactl's own.
+Arguments: the folder of its state, sshd's argv as JSON, then limactl's own. The tests call it
+hundreds of times, so that modules are imported where they are used.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 FOLDER = Path(sys.argv[1])
 SSHD: list[str] = json.loads(sys.argv[2])
@@ -44,7 +44,7 @@ def show(name: str) -> None:
 
 
 def create(name: str) -> None:
-    import yaml  # the other verbs are quicker without it
+    import yaml
 
     if path(name).exists():
         fatal(f'instance "{name}" already exists')
@@ -56,6 +56,9 @@ def create(name: str) -> None:
 
 
 def start(name: str) -> None:
+    import re
+    import subprocess
+
     entry = load(name)
     boot = "\n".join(step["script"] for step in entry["config"]["provision"])
     found = re.search(r"-----BEGIN.*?KEY-----\n.*?-----END[^\n]*-----\n", boot, re.DOTALL)
@@ -107,6 +110,8 @@ def size(text: str) -> int:
 
 
 def free_port() -> int:
+    import socket
+
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -114,6 +119,9 @@ def free_port() -> int:
 
 
 def wait(port: int) -> None:
+    import socket
+    import time
+
     for _ in range(500):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:

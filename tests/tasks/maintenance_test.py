@@ -140,13 +140,12 @@ def test_provision_in_a_running_vm(
     limactl: Limactl, guest: Guest, agent_vm: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limactl.adopt(guest)
-    said = iter(["  installing: packages", AgentVMError("provisioning failed in stage npm")])
+    troubles = [None, AgentVMError("provisioning failed in stage npm")]
 
     def run(_settings: Settings, say: Say, _context: object) -> bool:
-        word = next(said)
-        if isinstance(word, AgentVMError):
-            raise word
-        say(word)
+        if trouble := troubles.pop(0):
+            raise trouble
+        say("  installing: packages")
         return True
 
     monkeypatch.setattr(provision, "run", run)

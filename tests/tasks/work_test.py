@@ -245,8 +245,13 @@ BAD_BRANCHES = [
 ]
 
 
-@pytest.mark.parametrize("verb", WITH_BRANCH)
-@pytest.mark.parametrize(("branch", "rule"), BAD_BRANCHES)
+@pytest.mark.parametrize(
+    ("verb", "branch", "rule"),
+    [
+        *(("push", *bad) for bad in BAD_BRANCHES),
+        *((verb, "-x", "it starts with a dash") for verb in WITH_BRANCH),
+    ],
+)
 def test_a_name_that_no_branch_can_have_is_refused_before_anything_is_made(
     home: Path,
     limactl: Limactl,
