@@ -34,17 +34,20 @@ def test_commands_for_workspaces_do_not_create_a_vm_to_say_no(user: User, projec
     assert user.agent_vm("status").strip() == "State: Does not exist"
 
 
-def test_a_lima_override_that_adds_mounts_is_refused_before_the_first_boot(user: User) -> None:
+def test_a_lima_override_that_adds_to_the_vm_is_refused_before_the_first_boot(user: User) -> None:
     folder = lima_home(user) / "_config"
     folder.mkdir(exist_ok=True)
     override = folder / "override.yaml"
     assert not override.exists()
-    override.write_text("plain: false\nmounts: [{location: /var/tmp, mountPoint: /mnt/taken}]\n")
+    override.write_text(
+        "provision: [{mode: system, script: 'true'}]\n"
+        "portForwards: [{guestPort: 8080, hostPort: 8080, static: true}]\n"
+    )
     try:
         said = user.fails("start")
     finally:
         override.unlink()
-    assert "mounts, plain" in said
+    assert "with other provision, portForwards than asked for" in said
     assert user.agent_vm("status").strip() == "State: Does not exist"
 
 
