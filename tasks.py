@@ -1,6 +1,7 @@
 """The tasks of this repository: the product's, plus test, lint and bench."""
 
 import importlib.util
+import os
 import shlex
 import shutil
 import sys
@@ -8,14 +9,16 @@ import sys
 from invoke.context import Context
 from invoke.tasks import task
 
-from agent_vm_tasks import ns
+from agent_vm_tasks import host, ns
 
+PROGRAMS = {"sshd": "openssh-server", "jq": "jq", "shellcheck": "shellcheck"}
 PYTHON = shlex.quote(sys.executable)
 
 
 @task
 def dev(c: Context) -> None:
-    """Install what the tests need into this environment, when it is missing."""
+    """Install what the tests need and is missing: Python packages here, programs by apt."""
+    _programs(c)
     if all(importlib.util.find_spec(name) for name in ("pytest", "hypothesis", "mypy", "build")):
         return
     if importlib.util.find_spec("pip"):
@@ -56,6 +59,18 @@ def bench(_c: Context, runs: int = 7) -> None:
     from tests import bench as benchmarks
 
     guarded(benchmarks.run)(runs)
+
+
+def _programs(c: Context) -> None:
+    """Most tests talk to a real sshd of their own on loopback; the system's own is not to run."""
+    missing = [package for program, package in PROGRAMS.items() if not host.which(program)]
+    if not missing or not host.which("apt-get"):
+        return
+    sudo = "" if os.geteuid() == 0 else "sudo "
+    if "openssh-server" in missing:
+        _run(c, f"{sudo}ln -sfT /dev/null /etc/systemd/system/ssh.service")
+    _run(c, f"{sudo}apt-get update -qq")
+    _run(c, f"{sudo}apt-get install -qq -y --no-install-recommends {' '.join(missing)}")
 
 
 def _run(c: Context, command: str) -> None:

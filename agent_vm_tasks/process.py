@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 from dataclasses import dataclass
@@ -102,14 +103,8 @@ def popen(
             start_new_session=True,
             **_identity(user),
         )
-    except FileNotFoundError:
-        raise AgentVMError(
-            f"{argv[0]} is not installed", "run `agent-vm setup`, or `agent-vm doctor` to see why"
-        ) from None
-    except PermissionError:
-        raise AgentVMError(f"{argv[0]} may not be executed by {user or 'this user'}") from None
     except OSError as error:
-        raise AgentVMError(f"{argv[0]} cannot be executed: {error.strerror}") from None
+        raise _unusable(argv[0], error, user) from None
 
 
 def follow(
@@ -143,8 +138,8 @@ def interactive(argv: Sequence[str]) -> int:
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         return subprocess.run(argv, check=False, preexec_fn=_default_sigint).returncode
-    except FileNotFoundError:
-        raise AgentVMError(f"{argv[0]} is not installed", "run `agent-vm setup`") from None
+    except OSError as error:
+        raise _unusable(argv[0], error) from None
     finally:
         signal.signal(signal.SIGINT, previous)
 
@@ -170,6 +165,18 @@ def close(child: subprocess.Popen[bytes]) -> None:
 def _signal(child: subprocess.Popen[bytes], number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, number)
+
+
+def _unusable(program: str, error: OSError, user: str | None = None) -> AgentVMError:
+    """Why a program did not start; "permission denied" may also come from a folder on PATH."""
+    if error.filename not in {program, None}:
+        return AgentVMError(f"{error.filename}: {error.strerror}")
+    if isinstance(error, PermissionError) and ("/" in program or shutil.which(program)):
+        return AgentVMError(f"{program} may not be executed by {user or 'this user'}")
+    if isinstance(error, FileNotFoundError | PermissionError):
+        hint = "run `agent-vm setup`, or `agent-vm doctor` to see why"
+        return AgentVMError(f"{program} is not installed", hint)
+    return AgentVMError(f"{program} cannot be executed: {error.strerror}")
 
 
 def _default_sigint() -> None:

@@ -76,7 +76,6 @@ def run(settings: Settings, say: Say, c: Context | None = None) -> bool:
             f"sudo bash {shlex.quote(folder)}/provision.sh",
             hide="stderr", warn=True, in_stream=False, out_stream=listener,
         )  # fmt: skip
-        listener.write("\n")  # the last words of a log may lack it
     if not result.ok:
         log = f"its log is {LOGS}/{listener.stage}.log in the VM; " if listener.stage else ""
         raise AgentVMError(

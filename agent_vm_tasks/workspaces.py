@@ -136,6 +136,9 @@ def repository(start: Path) -> Repository:
     lines = asked.stdout.removesuffix("\n").split("\n")
     if len(lines) > 3:  # noqa: PLR2004
         raise AgentVMError(f"{start!s:.200} has a line break in its path", "rename that folder")
+    if "dubious ownership" in asked.stderr:
+        raise AgentVMError(f"{start} belongs to another user, so git does not work in it",
+                           "see safe.directory in git-config(1)")  # fmt: skip
     if not asked.ok and len(lines) < 2:  # noqa: PLR2004
         raise AgentVMError(f"{start} is not in a git repository", "cd into one, or run `git init`")
     if not asked.ok:
@@ -367,24 +370,24 @@ def _forward(ws: Workspace, old: str, new: str) -> tuple[bool, str]:
     if ours:
         return False, f"{ws.branch} has diverged; merge it with `git merge {ws.ref}`"
     tree = _checked_out(repo, branch)
-    if tree is None:
-        git.run(repo, "update-ref", "-m", "agent-vm fetch", branch, new, old)
-        return True, ""
-    if git.output(tree, "status", "--porcelain", "--untracked-files=no"):
+    if tree is None:  # git refuses where a rebase is about to move it
+        moved = git.run(repo, "branch", "--force", "--no-track", "--", ws.branch, new, check=False)
+    elif git.output(tree, "status", "--porcelain", "--untracked-files=no"):
         return False, f"{tree} has uncommitted changes; then `git merge --ff-only {ws.ref}` there"
-    how = ("merge", "--quiet", "--ff-only", "--no-overwrite-ignore")
-    merged = git.run(tree, *how, new, check=False)
-    return merged.ok, "" if merged.ok else f"{merged.reason}; then `git merge --ff-only {ws.ref}`"
+    else:
+        how = ("merge", "--quiet", "--ff-only", "--no-overwrite-ignore")
+        moved = git.run(tree, *how, new, check=False)
+    return moved.ok, "" if moved.ok else f"{moved.reason}; then `git merge --ff-only {ws.ref}`"
 
 
 def _checked_out(repo: Path, branch: str) -> Path | None:
-    """The working tree that has the branch checked out."""
+    """The working tree that has the branch checked out; one whose folder is gone does not count."""
     tree = None
     for entry in git.output(repo, "worktree", "list", "--porcelain").splitlines():
         if entry.startswith("worktree "):
             tree = Path(entry.removeprefix("worktree "))
         if entry == f"branch {branch}":
-            return tree
+            return tree if tree and tree.is_dir() else None
     return None
 
 

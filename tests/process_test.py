@@ -90,6 +90,18 @@ def test_a_program_that_may_not_be_executed_is_no_traceback(tmp_path: Path) -> N
         process.run([str(program)])
 
 
+@AS_ROOT
+def test_a_folder_on_path_that_may_not_be_read_does_not_hide_that_a_program_is_missing() -> None:
+    env = {"PATH": "/root/bin:/usr/bin:/bin"}
+    with pytest.raises(AgentVMError, match="no-such-program is not installed"):
+        process.run(["no-such-program"], env=env, user="nobody", cwd="/")
+
+
+def test_a_missing_folder_is_not_taken_for_a_missing_program() -> None:
+    with pytest.raises(AgentVMError, match="/no/such/folder: No such file or directory"):
+        process.run(["true"], cwd="/no/such/folder")
+
+
 def test_a_program_of_another_machine_is_no_traceback(tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(60))

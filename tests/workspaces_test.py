@@ -198,6 +198,14 @@ def test_outside_of_a_repository(home: Path) -> None:
         workspaces.repository(home)
 
 
+def test_a_repository_of_another_user(repository: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a repository to another user")
+    os.chown(repository, 65534, 65534)
+    with pytest.raises(AgentVMError, match=r"belongs to another user.*safe\.directory"):
+        workspaces.repository(repository)
+
+
 def test_bare_repositories_are_refused(repository: Path, home: Path) -> None:
     git(home, "clone", "--quiet", "--bare", str(repository), "bare.git")
     for place in (home / "bare.git", repository / ".git"):
@@ -551,6 +559,35 @@ def test_fetch_updates_another_worktree(
     assert fetched.merged is not dirty
     assert (tree / "work").exists() is not dirty
     assert not dirty or str(tree) in fetched.advice
+
+
+def test_fetch_does_not_disturb_a_rebase(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    commit(repository, "README", "on main\n")
+    mine = new_commit(repository, "README")
+    push(ws)
+    commit_inside(guest, inside)
+    git(repository, "checkout", "--quiet", "fix")
+    subprocess.run(["git", "rebase", "--quiet", "main"], check=False, capture_output=True)
+    fetched, _ = fetch(ws)
+    assert not fetched.merged
+    assert f"then `git merge --ff-only {ws.ref}`" in fetched.advice
+    assert git(repository, "rev-parse", "fix") == mine
+    (repository / "README").write_text("both\n")
+    git(repository, "add", "README")
+    git(repository, "-c", "core.editor=true", "rebase", "--continue")
+
+
+def test_fetch_past_a_worktree_that_is_gone(
+    guest: Guest, home: Path, ws: Workspace, inside: Path
+) -> None:
+    git(ws.repository.path, "worktree", "add", "--quiet", str(home / "tree"), "fix")
+    shutil.rmtree(home / "tree")
+    made = commit_inside(guest, inside)
+    fetched, _ = fetch(ws)
+    assert fetched.merged or "checked out at" in fetched.advice
+    assert git(ws.repository.path, "rev-parse", ws.ref) == made
 
 
 def test_fetch_of_rewritten_commits_keeps_the_branch(
