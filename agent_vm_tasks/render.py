@@ -40,7 +40,6 @@ def lima_yaml(settings: Settings, images: Sequence[Image], host_key: str) -> str
     """The instance's Lima configuration. `host_key` is the guest's private ssh host key (PEM)."""
     env = environment()
     vm = settings.vm
-    boot_script = env.get_template("boot.sh.j2").render(host_key=host_key.strip())
     return env.get_template("lima.yaml.j2").render(
         vm_type=None if vm.vm_type == "auto" else vm.vm_type,
         cpus=vm.cpus,
@@ -50,7 +49,8 @@ def lima_yaml(settings: Settings, images: Sequence[Image], host_key: str) -> str
         legacy_bios=platform.machine() == "x86_64" and platform.system() == "Linux",
         ports=settings.network.ports,
         ca_certs=_certificates(settings),
-        boot_script=boot_script,
+        boot_script=env.get_template("boot.sh.j2").render(),
+        host_key_script=env.get_template("host-key.sh.j2").render(host_key=host_key.strip()),
     )
 
 

@@ -79,6 +79,8 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
         if settings.provision.enabled and provision.run(settings, say, c):
             guest.disconnect(name)  # the groups of a session are those of its login
             guest.warm_up(name)
+            if not _ready_mark(name).exists():
+                warnings += _keep(settings, instance, say)
         _ready_mark(name).touch()
     warnings += ensure_mounted(settings)
     return Started(found is None, tuple(warnings))
@@ -214,13 +216,13 @@ def rendered(settings: Settings, say: Say) -> dict[str, str]:
 
 
 def _create(settings: Settings, say: Say) -> Instance:
-    from . import image, render
+    from . import golden, image, render
 
     name = settings.vm.name
     fit, told = fitted(settings)
     for line in told:
         say(line)
-    images = image.choose(fit, say)
+    images = golden.prefer(fit, image.choose(fit, say), say)
     sizes = [_amount(key, getattr(fit.vm, key)) for key in ("cpus", "memory", "disk")]
     say(f"creating the VM {name}: {', '.join(sizes)}")
     private, public = _host_key()
@@ -236,6 +238,19 @@ def _create(settings: Settings, say: Say) -> Instance:
         lima.delete(name)
         raise
     return created
+
+
+def _keep(settings: Settings, instance: Instance, say: Say) -> list[str]:
+    """Keep the disk for the next creation; the VM is good without, so trouble is only told."""
+    from . import golden
+
+    if instance.vm_type != "qemu":
+        return []
+    try:
+        golden.keep(settings, instance, say)
+    except AgentVMError as error:
+        return [f"the provisioned disk was not kept: {error}"]
+    return []
 
 
 def _host_key() -> tuple[str, str]:

@@ -1,0 +1,168 @@
+"""Provisioned disks, kept so that the next VM starts where the last one was ready.
+
+A kept disk has the packages and agents but nothing of a person: no workspaces, host keys or
+machine-id. It is chosen by what went into it, and provisioning applies what differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import data, guest, image, process, provision, state
+from .errors import AgentVMError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .console import Say
+    from .image import Image
+    from .lima import Instance
+    from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A kept disk: what it was made from, its stages' stamps, and its size (`disk`, in MiB)."""
+
+    folder: Path
+    base: str
+    stamps: Mapping[str, str]
+    disk: int
+
+    @property
+    def used(self) -> int:
+        """Bytes it takes on this host."""
+        return sum(file.stat().st_blocks * 512 for file in self.folder.iterdir())
+
+
+def prefer(settings: Settings, images: Sequence[Image], say: Say) -> tuple[Image, ...]:
+    """The best kept disk made from the first of these images, else the images themselves."""
+    wanted = _stamps(settings)
+    fitting = [
+        kept
+        for kept in kept_disks()
+        if kept.base == _base(images[0]) and kept.disk <= settings.vm.disk
+    ]
+    if not settings.provision.enabled or not fitting:
+        return tuple(images)
+    best = max(fitting, key=lambda kept: len(kept.stamps.items() & wanted.items()))
+    say("using the provisioned disk of an earlier VM")
+    return (_image(best, images[0]),)
+
+
+def kept_disks() -> list[Golden]:
+    """Every kept disk, the newest first; half-written ones do not count."""
+    found = [_read(path) for path in _cache().glob("*/golden.json")]
+    return sorted(
+        (kept for kept in found if kept),
+        key=lambda kept: (kept.folder / "golden.json").stat().st_mtime,
+        reverse=True,
+    )
+
+
+def keep(settings: Settings, instance: Instance, say: Say) -> bool:
+    """Copy the disk of the running, just provisioned VM; False when that was not to be.
+
+    The guest holds its file system still for the copy. Written beside, synced and renamed: a
+    cut-off copy is never used. Raises AgentVMError.
+    """
+    base, stamps = _origin(instance), _stamps(settings)
+    if not base:
+        return False
+    folder = _cache() / _key(base, stamps, instance.disk)
+    if folder.exists():
+        return False
+    say("keeping the provisioned disk for later VMs")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="keep-", dir=folder.parent))
+    try:
+        if not _copied(settings.vm.name, instance.dir / "disk", work / "disk.qcow2"):
+            return False
+        made = Golden(folder, base, stamps, instance.disk)
+        state.write(work / "golden.json", json.dumps(_plain(made), indent=2))
+        process.run(["sync", "--file-system", str(work)], check=False)
+        work.chmod(0o755)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return True
+
+
+def prune(settings: Settings) -> int:
+    """Remove the kept disks that a creation with these settings would not use; bytes freed."""
+    wanted = _stamps(settings)
+    old = [kept for kept in kept_disks() if dict(kept.stamps) != wanted]
+    freed = sum(kept.used for kept in old)
+    for kept in old:
+        shutil.rmtree(kept.folder)
+    return freed
+
+
+def _copied(name: str, disk: Path, target: Path) -> bool:
+    """Copy while the guest's file system is frozen; False when somebody has worked in it."""
+    script = shlex.join(["sudo", "bash", "-c", data.script("golden-freeze.sh")])
+    child = process.popen([*guest.ssh(name), script])
+    try:
+        said = child.stdout.readline() if child.stdout else b""
+        frozen = said.strip() == b"frozen"
+        if frozen:
+            process.run(["qemu-img", "convert", "-U", "-O", "qcow2", str(disk), str(target)])
+            target.chmod(0o644)
+        _, complaint = child.communicate(b"\n", timeout=60)
+    except BaseException:
+        process.kill(child)
+        raise
+    if not frozen and child.returncode:
+        why = complaint.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no reason given"]
+        raise AgentVMError(f"the guest did not hold its disk still: {why[0]}")
+    return frozen
+
+
+def _image(kept: Golden, base: Image) -> Image:
+    return replace(base, location=str(kept.folder / "disk.qcow2"), digest="")
+
+
+def _stamps(settings: Settings) -> dict[str, str]:
+    return {stage.name: stage.stamp for stage in provision.stages(settings)}
+
+
+def _base(base: Image) -> str:
+    return base.digest or base.location
+
+
+def _origin(instance: Instance) -> str:
+    """What the instance's disk was made from; through a kept disk, what that was made from."""
+    entries = instance.config.get("images") or [{}]
+    location = str(entries[0].get("location", ""))
+    for kept in kept_disks():
+        if location.startswith(str(kept.folder)):
+            return kept.base
+    return str(entries[0].get("digest") or location)
+
+
+def _key(base: str, stamps: Mapping[str, str], disk: int) -> str:
+    inputs = json.dumps([base, sorted(stamps.items()), disk])
+    return hashlib.sha256(inputs.encode()).hexdigest()[:16]
+
+
+def _cache() -> Path:
+    return image.cache().parent / "golden"
+
+
+def _plain(kept: Golden) -> dict[str, object]:
+    return {key: value for key, value in asdict(kept).items() if key != "folder"}
+
+
+def _read(path: Path) -> Golden | None:
+    try:
+        entry = json.loads(path.read_text("utf-8"))
+        return Golden(path.parent, str(entry["base"]), dict(entry["stamps"]), int(entry["disk"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
