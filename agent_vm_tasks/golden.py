@@ -74,7 +74,7 @@ def keep(settings: Settings, instance: Instance, say: Say) -> bool:
     cut-off copy is never used. Raises AgentVMError.
     """
     base, stamps = _origin(instance), _stamps(settings)
-    if not base:
+    if not base or not (instance.dir / "disk").is_file():
         return False
     folder = _cache() / _key(base, stamps, instance.disk)
     if folder.exists():

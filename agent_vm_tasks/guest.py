@@ -146,13 +146,27 @@ def _connection(name: str, c: Context | None) -> Connection:
         config=settings,
         forward_agent=False,
         connect_timeout=10,
-        connect_kwargs={"allow_agent": False, "look_for_keys": False},
+        connect_kwargs={
+            "allow_agent": False,
+            "look_for_keys": False,
+            # paramiko takes quotes and %% in the file's own IdentityFile by the letter
+            "key_filename": _identity(name),
+        },
     )
     keys = made.client.get_host_keys()
     kind, key = _host_key(name)
     keys.add(f"[{made.host}]:{made.port}", kind, key)
     made.client.set_missing_host_key_policy(RejectPolicy())
     return made
+
+
+def _identity(name: str) -> str:
+    """The private key of Lima's folder, as ssh(1) reads its path from the configuration."""
+    for line in process.run(ssh(name, "-G"), timeout=10).stdout.splitlines():
+        keyword, _, value = line.partition(" ")
+        if keyword == "identityfile":
+            return value.replace("%%", "%")
+    raise _unreachable("its configuration names no key")
 
 
 def _host_key(name: str) -> tuple[str, Any]:

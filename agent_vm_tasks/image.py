@@ -47,6 +47,7 @@ _SHA512 = {
     "arm64": "8543d795f2fde630eb66c492f245a8c1da19dedc636e0a8e7b3d0f95920e1a05"
     "aa911ef2d82d177d41cc53ced5fccbd2a3945d07fa5e15018914c4d864bb07ed",
 }
+_CONSOLES = {"amd64": "ttyS0", "arm64": "ttyAMA0"}
 _ARCHES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
 
@@ -113,7 +114,7 @@ def built(say: Say, *, build: bool = True) -> Image:
         str(folder / "disk.qcow2"),
         kernel=str(folder / "vmlinuz"),
         initrd=str(folder / "initrd.img"),
-        cmdline="root=LABEL=root rw console=ttyS0 quiet",
+        cmdline=f"root=LABEL=root rw console={_CONSOLES[debian_arch()]} quiet",
     )
 
 

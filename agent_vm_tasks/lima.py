@@ -112,6 +112,17 @@ def start(instance: Instance, say: Say, extra_env: Mapping[str, str]) -> None:
     process.close(child)
 
 
+def asked(instance: Instance) -> str:
+    """The configuration the instance was made from, before Lima mixes the user's own into it."""
+    try:
+        return (instance.dir / "lima.yaml").read_text("utf-8")
+    except OSError as error:
+        raise AgentVMError(
+            f"the VM {instance.name} has lost its configuration: {error}",
+            "`agent-vm destroy` removes it",
+        ) from None
+
+
 def stop(name: str, *, force: bool = False) -> None:
     """Power the VM down; with `force` by ending its processes (never fails)."""
     if force:

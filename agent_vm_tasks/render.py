@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shlex
 from typing import TYPE_CHECKING, Any
@@ -97,10 +98,12 @@ def _certificates(settings: Settings) -> list[str]:
 
     wanted = settings.vm.ca_certs
     if wanted == "auto":
-        paths = sorted(Path("/usr/local/share/ca-certificates").glob("**/*.crt"))
-    else:
-        paths = [Path(name).expanduser() for name in wanted]
-    return [_certificate(path) for path in paths]
+        found = []
+        for path in sorted(Path("/usr/local/share/ca-certificates").glob("**/*.crt")):
+            with contextlib.suppress(AgentVMError):  # what is no PEM file is not in force here
+                found.append(_certificate(path))
+        return found
+    return [_certificate(Path(name).expanduser()) for name in wanted]
 
 
 def _certificate(path: Path) -> str:

@@ -228,6 +228,15 @@ def _create(settings: Settings, say: Say) -> Instance:
     private, public = _host_key()
     yaml = render.lima_yaml(fit, images, private)
     state.write(guest.known_hosts(name), f"{name} {public}\n")
+    try:
+        return _created(name, yaml)
+    except AgentVMError:
+        guest.known_hosts(name).unlink()
+        raise
+
+
+def _created(name: str, yaml: str) -> Instance:
+    """Create the instance and look at what Lima made of it; what it should not be is deleted."""
     lima.create(name, yaml)
     created = lima.find(name)
     if created is None:
@@ -264,7 +273,7 @@ def _host_key() -> tuple[str, str]:
 
 
 def _refuse_strange(created: Instance, yaml: str) -> None:
-    """Compare Lima's effective configuration with what was asked for, before the first boot.
+    """Compare Lima's effective configuration with what was asked for, before each boot.
 
     The user's own Lima defaults and overrides are mixed into every instance ($LIMA_HOME/_config,
     Lima's load.go) and could add mounts, forwards or scripts. Raises AgentVMError naming the keys.
@@ -301,6 +310,7 @@ def _boot(settings: Settings, instance: Instance, say: Say) -> Instance:
     env, slow = _acceleration(settings)
     if slow:
         say(slow)
+    _refuse_strange(instance, lima.asked(instance))
     _ready_mark(instance.name).unlink(missing_ok=True)
     say(f"starting the VM {instance.name}")
     lima.start(instance, say, env)

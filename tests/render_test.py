@@ -251,32 +251,42 @@ def test_auto_takes_the_authorities_added_to_this_host() -> None:
     assert loaded(Settings(), BUILT).get("caCerts", {"certs": []})["certs"] == added
 
 
-def boot_script() -> str:
-    (step,) = loaded(NO_CERTIFICATES, BUILT)["provision"]
-    assert step["mode"] == "boot"
-    text: str = step["script"]
-    return text
+def boot_scripts() -> dict[str, str]:
+    steps = loaded(NO_CERTIFICATES, BUILT)["provision"]
+    return {step["mode"]: step["script"] for step in steps}
 
 
-def test_the_boot_script_is_no_template_of_limas() -> None:
+def test_the_boot_scripts_are_no_templates_of_limas() -> None:
     """Lima would replace {{…}} in it (pkg/cidata)."""
-    assert "{{" not in boot_script()
+    assert sorted(boot_scripts()) == ["boot", "system"]
+    assert not any("{{" in script for script in boot_scripts().values())
 
 
-def test_the_boot_script_pins_the_host_key(tmp_path: Path) -> None:
-    """Run for real, with /etc in a temporary folder."""
-    text = boot_script().replace("/etc/", f"{tmp_path}/")
-    for shell in ("sh", "bash"):
-        subprocess.run([shell, "-n"], input=text, text=True, check=True)
-    subprocess.run(["sh", "-eu"], input=text, text=True, check=True)
-    key = tmp_path / "ssh" / "agent_vm_host_key"
-    config = (tmp_path / "ssh" / "sshd_config.d" / "10-agent-vm.conf").read_text().splitlines()
+def test_the_host_key_lies_in_memory_and_sshd_is_told_of_it(tmp_path: Path) -> None:
+    """Run for real, with /etc and /run in a temporary folder."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "systemctl").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/told\n')
+    (programs / "systemctl").chmod(0o755)
+    env = {"PATH": f"{programs}:/usr/bin:/bin"}
+    for each in boot_scripts().values():
+        text = each.replace("/etc/", f"{tmp_path}/etc/").replace("/run/", f"{tmp_path}/run/")
+        for shell in ("sh", "bash"):
+            subprocess.run([shell, "-n"], input=text, text=True, check=True)
+        subprocess.run(["sh", "-eu"], input=text, text=True, check=True, env=env)
+    key = tmp_path / "run" / "agent-vm" / "host_key"
+    config = (tmp_path / "etc" / "ssh" / "sshd_config.d" / "10-agent-vm.conf").read_text()
     assert key.read_text() == KEY
     assert key.stat().st_mode & 0o777 == 0o600
-    assert f"HostKey {key}" in config
+    assert (tmp_path / "told").read_text() == "reload ssh\n"
+    assert config.splitlines()[0] == f"HostKey {key}"
     assert {"PasswordAuthentication no", "PermitRootLogin no", "AcceptEnv AGENT_VM_*"} <= set(
-        config
+        config.splitlines()
     )
+
+
+def test_the_script_that_cloud_init_keeps_on_the_disk_has_no_key() -> None:
+    assert "PRIVATE KEY" not in boot_scripts()["boot"]
 
 
 def test_the_ssh_configuration() -> None:

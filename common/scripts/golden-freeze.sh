@@ -3,6 +3,10 @@
 # while the host copies it, and puts things back. Prints "frozen" and waits for a line on stdin.
 # Prints "used" and does nothing when somebody has worked here.
 set -euo pipefail
+if [ "$(cat /etc/agent-environment 2> /dev/null)" != agent-vm ]; then
+    echo "this is not a provisioned VM" >&2
+    exit 1
+fi
 if [ -n "$(ls -A /home/agent/workspace 2> /dev/null)" ] || [ -e /home/agent/.bash_history ]; then
     echo used
     exit
