@@ -12,14 +12,17 @@ import shlex
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import data, guest, image, process, provision, state
+from . import data, guest, image, process, provision, state, vm
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from invoke.context import Context
 
     from .console import Say
     from .image import Image
@@ -35,6 +38,12 @@ class Golden:
     base: str
     stamps: Mapping[str, str]
     disk: int
+
+    @property
+    def made(self) -> str:
+        """When, as local time in ISO 8601."""
+        when = (self.folder / "golden.json").stat().st_mtime
+        return datetime.fromtimestamp(when).astimezone().isoformat(" ", "minutes")
 
     @property
     def used(self) -> int:
@@ -93,6 +102,22 @@ def keep(settings: Settings, instance: Instance, say: Say) -> bool:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return True
+
+
+def bake(settings: Settings, say: Say, c: Context | None = None) -> bool:
+    """Keep a disk on purpose, from a VM made for that alone; False when it is there already."""
+    name = f"{settings.vm.name}-bake"
+    alone = replace(
+        settings,
+        vm=replace(settings.vm, name=name),
+        mount=replace(settings.mount, enabled=False),
+    )
+    before = {kept.folder for kept in kept_disks()}
+    try:
+        vm.start(alone, say, c)
+    finally:
+        vm.destroy(alone)
+    return {kept.folder for kept in kept_disks()} != before
 
 
 def prune(settings: Settings) -> int:

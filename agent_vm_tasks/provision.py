@@ -20,7 +20,7 @@ from . import data, guest, render
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from fabric import Connection
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from .console import Say
     from .settings import Settings
 
-AGENTS = ("@anthropic-ai/claude-code",)
 LOGS = "/var/log/agent-vm"
 SENTINEL = ".claude.json"
 """The home file whose presence shows that the archive of home files was unpacked."""
@@ -37,25 +36,32 @@ SENTINEL = ".claude.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """A root shell script; `stamp` changes with whatever it installs."""
+    """A root shell script; `stamp` changes with whatever it installs.
+
+    `beside`: the stage after it does not have to wait for it.
+    """
 
     name: str
     script: str
     stamp: str
+    beside: bool = False
 
 
 def stages(settings: Settings) -> tuple[Stage, ...]:
     """Every stage, in the order they run."""
     versions = _versions()
     apt = (*data.package_list("apt-packages.txt"), *settings.packages.apt)
-    npm = [_pinned(name, versions) for name in (*AGENTS, *settings.packages.npm)]
-    home = _home_archive()
+    npm = (*data.package_list("npm-packages.txt"), *settings.packages.npm)
+    python = (*data.package_list("python-packages.txt"), *settings.packages.python)
+    tools = (data.root() / "common" / "scripts" / "install-tools.sh").read_bytes()
     return (
         _stage("packages", packages=apt),
         _stage("users"),
         _stage("node", uv=versions["uv"], node=versions["node"]),
-        _stage("npm", packages=npm),
-        _stage("home", sentinel=SENTINEL, extra=home),
+        _stage("npm", packages=_pinned(npm, versions, "@"), beside=True),
+        _stage("python", packages=_pinned(python, versions, "=="), beside=True),
+        _stage("tools", go=versions["go"], extra=tools),
+        _stage("home", sentinel=SENTINEL, extra=_home_archive()),
     )
 
 
@@ -143,9 +149,10 @@ class _Listener(io.StringIO):
             self.complaint = line.strip()
 
 
-def _stage(name: str, *, extra: bytes = b"", **values: object) -> Stage:
+def _stage(name: str, *, beside: bool = False, extra: bytes = b"", **values: object) -> Stage:
     script = render.environment().get_template(f"provision/{name}.sh.j2").render(values)
-    return Stage(name, script, hashlib.sha256(script.encode() + extra).hexdigest()[:16])
+    stamp = hashlib.sha256(script.encode() + extra).hexdigest()[:16]
+    return Stage(name, script, stamp, beside)
 
 
 def _versions() -> dict[str, str]:
@@ -153,15 +160,20 @@ def _versions() -> dict[str, str]:
     return {name: version for name, _, version in pairs}
 
 
-def _pinned(package: str, versions: dict[str, str]) -> str:
-    return f"{package}@{versions[package]}" if package in versions else package
+def _pinned(packages: Sequence[str], versions: Mapping[str, str], sign: str) -> list[str]:
+    """The packages, each with its version from versions.txt behind `sign` where that has one."""
+    return [f"{name}{sign}{versions[name]}" if name in versions else name for name in packages]
 
 
 def _archive(wanted: tuple[Stage, ...]) -> bytes:
     """One tar with the runner, the list of stages and stamps, their scripts, and the home files."""
-    plan = "".join(f"{stage.name} {stage.stamp}\n" for stage in wanted)
+    plan = "".join(f"{s.name} {s.stamp}{' beside' if s.beside else ''}\n" for s in wanted)
     runner = data.script("provision.sh").encode()
     files = {"provision.sh": runner, "plan": plan.encode(), "home.tar": _home_archive()}
+    files |= {
+        "install-tools.sh": data.script("install-tools.sh").encode(),
+        "versions.txt": (data.root() / "common" / "packages" / "versions.txt").read_bytes(),
+    }
     files |= {f"{stage.name}.sh": stage.script.encode() for stage in wanted}
     return _tar({name: (content, 0o644) for name, content in files.items()})
 

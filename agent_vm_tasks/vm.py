@@ -175,7 +175,8 @@ def destroy(settings: Settings) -> bool:
     """Remove the VM with everything in it; False when there was none."""
     name = settings.vm.name
     found = find(name)
-    mount.unmount(settings, force=True)
+    if settings.mount.enabled:
+        mount.unmount(settings, force=True)
     guest.disconnect(name)
     if found is None:
         return False

@@ -183,6 +183,23 @@ def test_any_step_that_fails_fails_the_stage(sandbox: Sandbox, bad: str) -> None
     assert said[:2] == ["@start one", "@failed one"]
 
 
+WAIT = "for n in $(seq 100); do [ -e {} ] && exit; sleep 0.1; done; exit 1"
+
+
+def test_stages_side_by_side_are_all_waited_for_and_one_that_fails_is_named(
+    sandbox: Sandbox,
+) -> None:
+    one, two = (f"cd {sandbox.folder}; touch {a}; " + WAIT.format(b) for a, b in ("ab", "ba"))
+    plan = {"one": ("1 beside", one), "two": ("2", two), "three": ("3", "true")}
+    status, said = sandbox.run(plan)
+    assert (status, said[-1], set(said[2:4])) == (0, "@done three", {"@done one", "@done two"})
+    plan = {"four": ("4 beside", "sleep 1; echo no luck; false"), "five": ("5", "true")}
+    status, said = sandbox.run({**plan, "six": ("6", "true")})
+    assert status == 1
+    assert said[-2:] == ["@failed four", "no luck"]
+    assert "@start six" not in said
+
+
 def test_a_stage_that_reads_its_input_does_not_eat_the_plan(sandbox: Sandbox) -> None:
     plan = {"one": ("1", "cat"), "two": ("2", "true")}
     assert sandbox.run(plan)[1][-1] == "@done two"

@@ -20,6 +20,8 @@ ns = Collection(
     lifecycle.mount,
     lifecycle.unmount,
     maintenance.provision,
+    maintenance.bake,
+    maintenance.prune,
     maintenance.render,
     maintenance.logs,
     maintenance.ssh_config,

@@ -10,7 +10,7 @@ from invoke.tasks import task
 
 from agent_vm_tasks import checks, guest, lima, vm
 from agent_vm_tasks import settings as configuration
-from agent_vm_tasks.console import printable, say
+from agent_vm_tasks.console import printable, say, table
 from agent_vm_tasks.errors import AgentVMError
 
 from ._edge import guarded
@@ -29,6 +29,38 @@ def provision(c: Context) -> None:
     vm.require_running(chosen.vm.name)
     installation.run(chosen, say, c)
     print("The VM is provisioned.")
+
+
+@task(help={"list": "show the kept disks instead"})
+@guarded
+def bake(c: Context, list: bool = False) -> None:  # noqa: A002  the flag's name
+    """Prepare a disk for later VMs: make one, provision it, keep its disk, remove it.
+
+    `start` keeps one by itself after a first success. Example: bake --list
+    """
+    from agent_vm_tasks import golden
+
+    if list:
+        rows = [
+            (kept.folder.name, kept.made, f"{kept.used / 2**30:.1f}")
+            for kept in golden.kept_disks()
+        ]
+        print(table(("DISK", "MADE", "GIB"), rows))
+        return
+    print("Kept." if golden.bake(configuration.load(), say, c) else "There is such a disk already.")
+
+
+@task
+@guarded
+def prune(_context: Context) -> None:
+    """Remove kept disks that the next VM would not be made from. Says how much that frees.
+
+    Example: prune
+    """
+    from agent_vm_tasks import golden
+
+    freed = golden.prune(configuration.load())
+    print(f"Freed {freed / 2**30:.1f} GiB.")
 
 
 @task(help={"output": "write the files into this folder instead of printing them"})

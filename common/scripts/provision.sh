@@ -1,6 +1,6 @@
 #!/bin/bash
 # Runs as root in the guest, in the folder it was sent to: every stage of `plan` whose stamp is not
-# in force yet. Progress goes to stdout as lines that start with @; what a stage says, to its log.
+# in force yet, some side by side. Progress goes to stdout as lines that start with @; what a stage says, to its log.
 set -u
 folder=$(dirname "$0")
 stamps=/var/lib/agent-vm/stamps
@@ -21,15 +21,26 @@ run_stage() {
     rm -f "$marker"
     echo "@start $name"
     if ! bash -euo pipefail "$folder/$name.sh" > "$logs/$name.log" 2>&1 < /dev/null; then
-        echo "@failed $name"
-        grep -v '^[[:space:]]*$' "$logs/$name.log" | tail -n 3
-        exit 1
+        printf '@failed %s\n%s\n' "$name" "$(grep -v '^[[:space:]]*$' "$logs/$name.log" | tail -n 3)"
+        return 1
     fi
     echo "$stamp" > "$stamps/$name"
     echo "@done $name $((SECONDS - began))"
 }
 
-while read -r name stamp; do
-    run_stage "$name" "$stamp"
+running=()
+finish() {
+    local child failed=
+    for child in "${running[@]}"; do
+        wait "$child" || failed=yes
+    done
+    running=()
+    [ -z "$failed" ] || exit 1
+}
+while read -r name stamp beside; do
+    run_stage "$name" "$stamp" &
+    running+=($!)
+    [ -n "$beside" ] || finish # else the next stage does not wait for this one
 done < "$folder/plan"
+finish
 echo agent-vm > "$marker"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import CHECKOUT, INVOKE, NAME, User
+from .conftest import CHECKOUT, INVOKE, NAME, PROGRAM, User
 
 pytestmark = pytest.mark.vm
 
@@ -113,7 +113,7 @@ def test_connect_without_a_branch_is_a_shell_in_the_vm(vm: User) -> None:
 
 def test_a_commands_words_and_status_pass_through(vm: User, project: Path) -> None:
     argv = ["connect", "fix", "--", "sh", "-c", 'printf "%s|" "$@"; exit 7', "sh", "a b", "$HOME"]
-    done = vm.run(str(Path(INVOKE).with_name("agent-vm")), *argv, cwd=project)
+    done = vm.run(PROGRAM, *argv, cwd=project)
     assert (done.returncode, done.stdout) == (7, "a b|$HOME|")
 
 
@@ -131,9 +131,27 @@ def test_the_home_files_are_there_with_their_modes(vm: User) -> None:
         assert inside(vm, f"stat -c '%a %U' ~/{name}").strip() == f"{mode} agent"
 
 
-def test_the_agent_starts_in_a_login_shell_and_in_a_plain_command(vm: User) -> None:
-    assert "Claude Code" in inside(vm, "claude --version")
-    assert "Claude Code" in inside(vm, "bash -lc 'claude --version'")
+@pytest.mark.parametrize("agent", ["claude", "gemini", "opencode", "copilot"])
+def test_each_agent_starts_in_a_login_shell_and_in_a_plain_command(vm: User, agent: str) -> None:
+    assert any(map(str.isdigit, inside(vm, f"{agent} --version")))
+    assert any(map(str.isdigit, inside(vm, f"bash -lc '{agent} --version'")))
+
+
+@pytest.mark.parametrize(
+    "tool", ["pre-commit", "hadolint", "pipenv", "poetry", "ruff", "dvc", "prettier", "node"]
+)
+def test_each_tool_starts(vm: User, tool: str) -> None:
+    assert any(map(str.isdigit, inside(vm, f"{tool} --version")))
+
+
+def test_go_is_there(vm: User) -> None:
+    assert inside(vm, "go version").startswith("go version go1.")
+
+
+def test_containers_run_as_the_ordinary_user_without_sudo(vm: User) -> None:
+    assert "docker" in inside(vm, "id -nG").split()
+    assert inside(vm, "docker version --format '{{.Server.Os}}'").strip() == "linux"
+    assert inside(vm, "podman info --format '{{.Host.Security.Rootless}}'").strip() == "true"
 
 
 def test_the_packages_are_installed_and_the_marker_is_set(vm: User) -> None:
@@ -146,7 +164,7 @@ def test_the_packages_are_installed_and_the_marker_is_set(vm: User) -> None:
 
 
 def test_a_second_start_installs_nothing_and_is_quick(vm: User) -> None:
-    done = vm.run(str(Path(INVOKE).with_name("agent-vm")), "start")
+    done = vm.run(PROGRAM, "start")
     assert done.returncode == 0
     assert "installing" not in done.stderr
 
@@ -160,14 +178,14 @@ def test_a_failed_stage_is_named_and_the_next_start_resumes_there(vm: User, proj
     assert "/var/log/agent-vm/packages.log" in said
     assert "missing" in inside(vm, "test -e /etc/agent-environment && echo there || echo missing")
     settings.unlink()
-    done = vm.run(str(Path(INVOKE).with_name("agent-vm")), "provision", cwd=project)
+    done = vm.run(PROGRAM, "provision", cwd=project)
     assert done.returncode == 0
     assert "installing: npm" not in done.stderr
     assert "agent-vm" in inside(vm, "cat /etc/agent-environment")
 
 
 def test_flags_for_an_existing_vm_are_told(vm: User) -> None:
-    done = vm.run(str(Path(INVOKE).with_name("agent-vm")), "start", "--disk", "200")
+    done = vm.run(PROGRAM, "start", "--disk", "200")
     assert done.returncode == 0
     assert "100 GiB disk, not 200 GiB" in done.stderr
 
@@ -227,6 +245,18 @@ def test_clean_with_force_deletes_the_workspace_and_keeps_the_branch(
     assert vm.git("log", "-1", "--format=%s", "fix", cwd=project) == "second"
     vm.agent_vm("clean-all", "--force")
     assert "Workspaces: none" in vm.agent_vm("status")
+
+
+def test_the_next_vm_starts_from_the_kept_disk_without_installing_anything(vm: User) -> None:
+    was = inside(vm, "cat /etc/machine-id; cat /etc/ssh/ssh_host_ed25519_key.pub")
+    vm.agent_vm("destroy", "--force")
+    done = vm.run(PROGRAM, "start")
+    assert done.returncode == 0
+    assert "using the provisioned disk" in done.stderr
+    assert "installing" not in done.stderr
+    now = inside(vm, "cat /etc/machine-id; cat /etc/ssh/ssh_host_ed25519_key.pub")
+    assert not set(was.split()) & set(now.split()) - {"ssh-ed25519"}
+    assert inside(vm, "claude --version; ls ~/workspace").endswith("(Claude Code)\n")
 
 
 def test_destroy_leaves_no_vm_no_process_and_no_mount(vm: User) -> None:
