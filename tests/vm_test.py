@@ -219,6 +219,30 @@ def test_what_is_refused_is_deleted_and_never_boots(
     assert limactl.instance() is None
 
 
+def test_what_was_mixed_in_since_the_creation_is_refused_before_the_next_boot(
+    limactl: Limactl, settings: Settings
+) -> None:
+    started(settings)
+    vm.stop(settings)
+    found = limactl.instance()
+    assert found
+    limactl.change(config={**found["config"], "mounts": [{"location": "~"}]})
+    before = limactl.calls()
+    with pytest.raises(AgentVMError, match="with other mounts than asked for"):
+        started(settings)
+    assert limactl.calls() == before
+    assert vm.status(settings).state == "Stopped"
+
+
+def test_a_failed_creation_does_not_claim_an_instance_that_appears_later(
+    limactl: Limactl, settings: Settings
+) -> None:
+    limactl.fail("create", "no image")
+    with pytest.raises(AgentVMError):
+        started(settings)
+    assert not ssh_guest.known_hosts(VM).exists()
+
+
 @pytest.mark.parametrize(
     ("extra", "refused"),
     [
