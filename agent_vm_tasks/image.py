@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 RELEASE = "trixie"
-RECIPE = "1"
+RECIPE = "2"
 """Part of a built image's key: raise it when the steps below change what comes out."""
 
 # What the guest needs to boot and to be reached; the rest is common/packages/apt-packages.txt.
@@ -180,7 +180,8 @@ def _hooks(work: Path) -> list[str]:
         'printf "%s\\n" "ssh_deletekeys: false" "ssh_genkeytypes: [ed25519]" '
         '"apt_preserve_sources_list: true" > "$1/etc/cloud/cloud.cfg.d/90-agent-vm.cfg"',
         'chroot "$1" apt-get clean; rm -rf "$1"/var/lib/apt/lists/* "$1"/etc/ssh/ssh_host_*; '
-        ': > "$1/etc/machine-id"; rm -f "$1/etc/hostname" "$1/etc/resolv.conf"; '
+        ': > "$1/etc/machine-id"; rm -f "$1/var/lib/dbus/machine-id"; '
+        'rm -f "$1/etc/hostname" "$1/etc/resolv.conf"; '
         'ln -s ../run/systemd/resolve/stub-resolv.conf "$1/etc/resolv.conf"',
         f'cp -L "$1"/boot/vmlinuz-* {out}/vmlinuz; cp -L "$1"/boot/initrd.img-* {out}/initrd.img; '
         f"chmod 644 {out}/vmlinuz {out}/initrd.img",

@@ -140,6 +140,10 @@ class _Listener(io.StringIO):
         if event == "@start":
             self.stage = rest
             self.say(f"  installing: {rest}")
+        elif event == "@waiting":
+            self.say("  an earlier installation is still at work in the VM; waiting for it")
+        elif event == "@still":
+            self.say(f"  still installing ({rest} s)")
         elif event == "@done":
             self.worked = True
             self.say(f"  installed: {rest} s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,9 @@ _EMULATED = {
 
 
 ABSENT = "Does not exist"
+BOOT_LIMIT = 5 * 60
+"""Seconds that a running VM may take to answer when another command booted it."""
+PAUSE = 3.0
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,13 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
         if not instance.running:
             instance = _boot(settings, instance, say)
         if not guest.connected(name):
-            guest.attach(instance)
-            guest.warm_up(name)
+            instance = _answering(settings, instance, say)
         if settings.provision.enabled and provision.run(settings, say, c):
             guest.disconnect(name)  # the groups of a session are those of its login
             guest.warm_up(name)
             if not _ready_mark(name).exists():
                 warnings += _keep(settings, instance, say)
-        _ready_mark(name).touch()
+        provisioned(settings)
     warnings += ensure_mounted(settings)
     return Started(found is None, tuple(warnings))
 
@@ -89,6 +92,18 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
 def ready(name: str) -> bool:
     """Whether commands can go in without further ado: provisioned once, and connected."""
     return _ready_mark(name).exists() and guest.connected(name)
+
+
+def outdated(settings: Settings) -> bool:
+    """Whether the settings ask for other packages than at the last `start` or `provision`."""
+    mark = _ready_mark(settings.vm.name)
+    noted = mark.read_text() if mark.exists() else ""
+    return settings.provision.enabled and noted not in {"", _asked(settings)}
+
+
+def provisioned(settings: Settings) -> None:
+    """Note what the VM was provisioned with."""
+    state.write(_ready_mark(settings.vm.name), _asked(settings))
 
 
 def find(name: str) -> Instance | None:
@@ -159,10 +174,13 @@ def losses(settings: Settings) -> list[str]:
     return [*lost, *([f"workspaces that could not be looked at: {trouble}"] if trouble else [])]
 
 
-def stop(settings: Settings) -> bool:
+def stop(settings: Settings, say: Say) -> bool:
     """Power the VM down; False when it was not running."""
     name = settings.vm.name
     found = require_exists(name)
+    if found.running:
+        booting = "" if ready(name) else "; one that is still booting takes up to 3 minutes"
+        say(f"stopping the VM {name}{booting}")
     mount.unmount(settings, force=True)
     guest.disconnect(name)
     if found.status == "Stopped":
@@ -191,18 +209,21 @@ def destroy(settings: Settings) -> bool:
 def fitted(settings: Settings) -> tuple[Settings, list[str]]:
     """The settings with defaults cut to what this host has; asking for more is a UsageError."""
     told: list[str] = []
-    limits = (("cpus", host.cpus(), "CPUs"), ("memory", host.memory(), "MiB of memory"))
-    for key, most, unit in limits:
+    for key, most in (("cpus", host.cpus()), ("memory", host.memory())):
         wanted = getattr(settings.vm, key)
         if wanted <= most:
             continue
         if explicit(settings, f"vm.{key}"):
             source = settings.sources[f"vm.{key}"]
-            raise UsageError(f"{source}: vm.{key} asks for {wanted}, this host has {most} {unit}")
+            raise UsageError(
+                f"{source}: vm.{key} asks for {_amount(key, wanted)}, "
+                f"this host has {_amount(key, most)}",
+                f"ask for at most {_amount(key, most)}",
+            )
         use = most if key == "cpus" else most // 2
         changed: Any = {key: use}
         settings = replace(settings, vm=replace(settings.vm, **changed))
-        told.append(f"this host has {most} {unit}: the VM gets {use}")
+        told.append(f"this host has {_amount(key, most)}: the VM gets {_amount(key, use)}")
     return settings, told
 
 
@@ -322,6 +343,33 @@ def _boot(settings: Settings, instance: Instance, say: Say) -> Instance:
     return started
 
 
+def _answering(settings: Settings, instance: Instance, say: Say) -> Instance:
+    """Connect to a VM that runs; what another command left booting is waited for.
+
+    One that is going down is booted again. Raises UnreachableError when neither comes to an end.
+    """
+    began = time.monotonic()
+    while True:
+        guest.attach(instance)
+        try:
+            guest.warm_up(instance.name)
+        except guest.UnreachableError:
+            waited = time.monotonic() - began
+            if waited > BOOT_LIMIT:
+                raise
+            say(f"the VM {instance.name} runs, but does not answer yet ({waited:.0f} s)")
+        else:
+            return instance
+        time.sleep(PAUSE)
+        found = require_exists(instance.name)
+        instance = found if found.running else _boot(settings, found, say)
+
+
+def _asked(settings: Settings) -> str:
+    """What of the settings provisioning depends on."""
+    return repr(settings.packages)
+
+
 def _acceleration(settings: Settings) -> tuple[dict[str, str], str]:
     """The environment that makes Lima's QEMU use what works, and a warning when that is slow.
 
@@ -380,7 +428,9 @@ def _differences(settings: Settings, found: Instance | None) -> list[str]:
 
 
 def _amount(key: str, number: int) -> str:
-    return f"{number} CPUs" if key == "cpus" else f"{number / 1024:g} GiB {key}"
+    if key == "cpus":
+        return f"{number} CPU{'' if number == 1 else 's'}"
+    return f"{number / 1024:.4g} GiB {key}"
 
 
 def _inventory(name: str) -> tuple[tuple[Row, ...], str]:

@@ -373,7 +373,10 @@ def _forward(ws: Workspace, old: str, new: str) -> tuple[bool, str]:
     if tree is None:  # git refuses where a rebase is about to move it
         moved = git.run(repo, "branch", "--force", "--no-track", "--", ws.branch, new, check=False)
     elif git.output(tree, "status", "--porcelain", "--untracked-files=no"):
-        return False, f"{tree} has uncommitted changes; then `git merge --ff-only {ws.ref}` there"
+        return (
+            False,
+            f"{tree} has uncommitted changes: stash, then `git merge --ff-only {ws.ref}` there",
+        )
     else:
         how = ("merge", "--quiet", "--ff-only", "--no-overwrite-ignore")
         moved = git.run(tree, *how, new, check=False)

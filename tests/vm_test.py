@@ -83,7 +83,7 @@ def test_a_start_creates_boots_and_connects(limactl: Limactl, settings: Settings
 
 def test_a_small_vm_is_not_said_to_have_no_memory(limactl: Limactl, settings: Settings) -> None:
     said = started(with_vm(settings, memory="512MiB", disk="20000MiB"))
-    assert said[0] == "creating the VM agent-vm: 4 CPUs, 0.5 GiB memory, 19.5312 GiB disk"
+    assert said[0] == "creating the VM agent-vm: 4 CPUs, 0.5 GiB memory, 19.53 GiB disk"
 
 
 def test_the_guest_gets_the_host_key_that_is_pinned(limactl: Limactl, settings: Settings) -> None:
@@ -107,7 +107,7 @@ def test_a_stopped_vm_is_booted_again_and_found_at_its_new_port(
     limactl: Limactl, settings: Settings
 ) -> None:
     started(settings)
-    assert vm.stop(settings)
+    assert vm.stop(settings, print)
     assert not vm.ready(VM)
     assert not vm.start(settings, lambda _: None).created
     assert [call[0] for call in limactl.calls()] == ["create", "start", "stop", "start"]
@@ -223,7 +223,7 @@ def test_what_was_mixed_in_since_the_creation_is_refused_before_the_next_boot(
     limactl: Limactl, settings: Settings
 ) -> None:
     started(settings)
-    vm.stop(settings)
+    vm.stop(settings, print)
     found = limactl.instance()
     assert found
     limactl.change(config={**found["config"], "mounts": [{"location": "~"}]})
@@ -292,8 +292,8 @@ def lima_fills(text: str, defaults: str) -> dict[str, Any]:
     [
         (8, 16384, (4, 8192), []),
         (4, 8192, (4, 8192), []),
-        (2, 16384, (2, 8192), ["this host has 2 CPUs: the VM gets 2"]),
-        (8, 6000, (4, 3000), ["this host has 6000 MiB of memory: the VM gets 3000"]),
+        (2, 16384, (2, 8192), ["this host has 2 CPUs: the VM gets 2 CPUs"]),
+        (8, 6000, (4, 3000), ["this host has 5.859 GiB memory: the VM gets 2.93 GiB memory"]),
     ],
 )
 def test_defaults_are_cut_to_the_host_and_that_is_told(
@@ -313,8 +313,15 @@ def test_defaults_are_cut_to_the_host_and_that_is_told(
 @pytest.mark.parametrize(
     ("flags", "error"),
     [
-        ({"cpus": "5"}, "--vcpu: vm.cpus asks for 5, this host has 4 CPUs"),
-        ({"memory": "9"}, "--memory: vm.memory asks for 9216, this host has 8192 MiB of memory"),
+        (
+            {"cpus": "5"},
+            "--vcpu: vm.cpus asks for 5 CPUs, this host has 4 CPUs; ask for at most 4 CPUs",
+        ),
+        (
+            {"memory": "9"},
+            "--memory: vm.memory asks for 9 GiB memory, this host has 8 GiB memory; "
+            "ask for at most 8 GiB memory",
+        ),
         ({"cpus": "4", "memory": "8"}, ""),
     ],
 )
@@ -336,7 +343,7 @@ def test_what_an_existing_vm_does_not_have_is_told(limactl: Limactl, settings: S
     flags = with_vm(settings, cpus="2", memory="3000MiB", disk="50")
     assert vm.start(flags, lambda _: None).warnings == (
         "the VM has 4 CPUs, not 2 CPUs: vm.cpus counts when it is created (destroy, then start)",
-        "the VM has 8 GiB memory, not 2.92969 GiB memory: vm.memory counts when it is created "
+        "the VM has 8 GiB memory, not 2.93 GiB memory: vm.memory counts when it is created "
         "(destroy, then start)",
         "the VM has 100 GiB disk, not 50 GiB disk: vm.disk counts when it is created "
         "(destroy, then start)",
@@ -377,7 +384,7 @@ def test_somebody_elses_instance_of_that_name_is_left_alone(
 ) -> None:
     theirs: dict[str, Any] = {"status": "Running", "cpus": 1, "config": {}}
     limactl.change(**theirs)
-    for act in (started, vm.status, vm.stop, vm.destroy, vm.losses):
+    for act in (started, vm.status, lambda s: vm.stop(s, print), vm.destroy, vm.losses):
         with pytest.raises(AgentVMError, match="agent-vm did not make for this user"):
             act(settings)
     assert limactl.calls() == []
@@ -427,7 +434,7 @@ def test_status_without_a_vm_starts_nothing(limactl: Limactl, settings: Settings
 
 def test_status_of_a_stopped_vm(limactl: Limactl, settings: Settings) -> None:
     started(settings)
-    vm.stop(settings)
+    vm.stop(settings, print)
     before = limactl.calls()
     now = vm.status(settings)
     assert (now.state, now.cpus, now.memory, now.disk) == ("Stopped", 4, 8192, 102400)
@@ -479,20 +486,20 @@ def test_what_a_destruction_would_lose(limactl: Limactl, guest: Guest, settings:
 
 def test_what_cannot_be_looked_at_counts_as_lost(limactl: Limactl, settings: Settings) -> None:
     started(settings)
-    vm.stop(settings)
+    vm.stop(settings, print)
     (lost,) = vm.losses(settings)
     assert lost == "workspaces that could not be looked at: the VM is not running"
 
 
 def test_stop(limactl: Limactl, settings: Settings) -> None:
     with pytest.raises(AgentVMError, match="there is no VM agent-vm"):
-        vm.stop(settings)
+        vm.stop(settings, print)
     started(settings)
-    assert vm.stop(settings) is True
+    assert vm.stop(settings, print) is True
     assert limactl.calls()[-1] == ["stop", "--tty=false", VM]
-    assert vm.stop(settings) is False
+    assert vm.stop(settings, print) is False
     limactl.change(status="Broken")
-    assert vm.stop(settings) is True
+    assert vm.stop(settings, print) is True
     assert limactl.calls()[-1] == FORCE_STOP
 
 

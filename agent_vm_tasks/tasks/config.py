@@ -20,8 +20,14 @@ HEADER = """\
 # What opens the host to the VM (ports, the mount's path, files to copy) only counts in
 # ~/.config/agent-vm/config.toml: an agent can change this file.
 
+# Left to each developer's own file: set here they win over it, and more than a machine has is an
+# error there.
+# [vm]
+# cpus = 4
+# memory = "8GiB"
+
 """
-TEAM = ("vm.cpus", "vm.memory", "vm.disk", "packages.apt", "packages.npm", "packages.python")
+TEAM = ("packages.apt", "packages.npm", "packages.python")
 TASKS = """\
 # The agent-vm commands as tasks of this repository: `invoke --list` shows them.
 from agent_vm_tasks import ns

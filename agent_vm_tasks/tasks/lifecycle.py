@@ -46,7 +46,7 @@ def stop(_context: Context) -> None:
 
     Example: stop
     """
-    stopped = vm.stop(configuration.load())
+    stopped = vm.stop(configuration.load(), say)
     print("The VM is stopped." if stopped else "The VM was not running.")
 
 
@@ -58,7 +58,7 @@ def restart(c: Context) -> None:
     Example: restart
     """
     chosen = configuration.load()
-    vm.stop(chosen)
+    vm.stop(chosen, say)
     _start(chosen, c)
 
 

@@ -28,6 +28,7 @@ def provision(c: Context) -> None:
     chosen = configuration.load()
     vm.require_running(chosen.vm.name)
     installation.run(chosen, say, c)
+    vm.provisioned(chosen)
     print("The VM is provisioned.")
 
 

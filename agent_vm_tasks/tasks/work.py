@@ -26,11 +26,16 @@ BRANCH = {"branch": "the branch, for example fix-login"}
 _AFTER_PUSH = {
     "updated": "",
     "current": "",
-    "ahead": "the workspace has {detail} commits that are not here yet: fetch them",
-    "diverged": "both sides have new commits: fetch, merge here, then push again",
-    "elsewhere": "the workspace is on {detail}, so its files stay; the commits are at {ref}",
-    "busy": "a merge or rebase goes on in the workspace ({detail}); the commits are at {ref}",
-    "blocked": "files in the workspace are in the way, so they stay: {detail}",
+    "ahead": "the workspace has {detail} commits that are not here yet; "
+    "`agent-vm fetch {branch}` brings them",
+    "diverged": "{branch} has new commits here and in the workspace; "
+    "`agent-vm fetch {branch}`, merge here, then push again",
+    "elsewhere": "the workspace is on {detail}, so its files stay; the commits are there as {ref}: "
+    "`git checkout {branch}` and `git merge {ref}` there",
+    "busy": "a merge or rebase goes on in the workspace ({detail}): end it, `git merge {ref}` "
+    "there",
+    "blocked": "files in the workspace are in the way, so they stay: {detail}; commit or move them, "
+    "then `git merge {ref}` there",
 }
 
 
@@ -101,7 +106,7 @@ def clean(c: Context, branch: str | None = None, force: bool = False) -> None:
     chosen = configuration.load()
     ws = _workspace(chosen, branch)
     _existing(chosen, c)
-    rows = [row for row in workspaces.inventory(ws.vm) if row.key == ws.key]
+    rows = [row for row in workspaces.inventory(ws.vm) if row.key == ws.key or _lost(row, ws)]
     if not rows:
         print(f"There is no workspace of {ws.branch}.")
         return
@@ -120,6 +125,11 @@ def clean_all(c: Context, force: bool = False) -> None:
     _remove(chosen.vm.name, workspaces.inventory(chosen.vm.name), force=force)
 
 
+def _lost(row: workspaces.Row, ws: Workspace) -> bool:
+    """Whether it is the workspace's folder without a .git that could tell so."""
+    return not row.key and row.folder == ws.folder
+
+
 def _workspace(chosen: configuration.Settings, branch: str | None) -> Workspace:
     if branch is None:
         raise UsageError("no branch is named", "add --branch NAME")
@@ -131,6 +141,8 @@ def _workspace(chosen: configuration.Settings, branch: str | None) -> Workspace:
 def _running(chosen: configuration.Settings, c: Context) -> None:
     """Start what is missing; with the VM warm, only the mount is looked at."""
     ready = vm.ready(chosen.vm.name)
+    if ready and vm.outdated(chosen):
+        warn("the packages in the settings have changed: `agent-vm provision` installs them")
     for line in vm.ensure_mounted(chosen) if ready else vm.start(chosen, say, c).warnings:
         warn(line)
 
@@ -162,7 +174,9 @@ def _push(chosen: configuration.Settings, ws: Workspace) -> None:
     update = workspaces.push(ws, say, chosen.workspace.include)
     advice = _AFTER_PUSH.get(update.outcome, "the workspace gave a strange answer")
     if advice:
-        raise AgentVMError(advice.format(detail=update.detail, ref=f"refs/agent-vm/in/{ws.branch}"))
+        detail = ", ".join(update.detail.split("\n"))
+        ref = f"refs/agent-vm/in/{ws.branch}"
+        raise AgentVMError(advice.format(detail=detail, ref=ref, branch=ws.branch))
 
 
 def _remove(name: str, rows: list[workspaces.Row], *, force: bool) -> None:

@@ -8,8 +8,14 @@ logs=/var/log/agent-vm
 marker=/etc/agent-environment
 mkdir -p "$stamps" "$logs"
 exec 9> /var/lib/agent-vm/lock # a run that was cut off on the host may still be at work
-flock 9
-trap 'cd / && rm -rf "$folder"' EXIT
+if ! flock --nonblock 9; then
+    echo @waiting
+    flock 9
+fi
+# Neither the output nor the lock is to stay open for a sleep that outlives this script.
+while sleep 20 > /dev/null; do echo "@still $SECONDS"; done 2> /dev/null 9>&- &
+ticking=$!
+trap 'kill "$ticking"; cd / && rm -rf "$folder"' EXIT
 export PROVISION_FOLDER=$folder DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 
 run_stage() {
@@ -20,7 +26,7 @@ run_stage() {
     fi
     rm -f "$marker"
     echo "@start $name"
-    if ! bash -euo pipefail "$folder/$name.sh" > "$logs/$name.log" 2>&1 < /dev/null; then
+    if ! bash -euo pipefail "$folder/$name.sh" > "$logs/$name.log" 2>&1 < /dev/null 9>&-; then
         printf '@failed %s\n%s\n' "$name" "$(grep -v '^[[:space:]]*$' "$logs/$name.log" | tail -n 3)"
         return 1
     fi

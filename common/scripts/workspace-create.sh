@@ -17,6 +17,12 @@ if [ -d "$index/$key/.git" ]; then
     exit 0
 fi
 
+if [ -d "$index/$key" ]; then
+    folder=$(readlink "$index/$key")
+    echo "workspace/${folder##*/} has lost its .git in the VM: save its files, then clean it" >&2
+    exit 1
+fi
+
 for folder in "$wanted" "$other"; do
     path=$HOME/workspace/$folder
     [ -e "$path" ] || break

@@ -10,6 +10,10 @@ cd -P "$HOME/.agent-vm/workspaces/$key" 2> /dev/null || {
     printf 'missing\0'
     exit 0
 }
+[ -e .git ] || {
+    echo "workspace/${PWD##*/} has lost its .git in the VM: save its files, then clean it" >&2
+    exit 1
+}
 own=refs/heads/$branch
 elsewhere() {
     git rev-list --count --ignore-missing "$@" --not --glob=refs/agent-vm/ "$own" "${known[@]}"

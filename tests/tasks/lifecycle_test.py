@@ -103,8 +103,17 @@ DISK = '--disk must be GiB or a size like "8GiB", from 4GiB to 65536GiB, not {}'
         ("--disk", "x", DISK.format("'x'")),
         ("--disk", "3", DISK.format("3")),
         ("--memory", "9\x1b[31m", MEMORY.format(r"'9\x1b[31m'")),
-        ("--vcpu", "9", "--vcpu: vm.cpus asks for 9, this host has 8 CPUs"),
-        ("--memory", "17", "--memory: vm.memory asks for 17408, this host has 16384 MiB of memory"),
+        (
+            "--vcpu",
+            "9",
+            "--vcpu: vm.cpus asks for 9 CPUs, this host has 8 CPUs; ask for at most 8 CPUs",
+        ),
+        (
+            "--memory",
+            "17",
+            "--memory: vm.memory asks for 17 GiB memory, this host has 16 GiB memory; "
+            "ask for at most 16 GiB memory",
+        ),
     ],
 )
 def test_a_size_that_cannot_be_is_refused_before_anything_is_made(

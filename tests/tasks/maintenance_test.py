@@ -58,7 +58,8 @@ def test_render_refuses_what_a_creation_would(agent_vm: Command, repository: Pat
     said = agent_vm("render")
     assert (said.status, said.out) == (2, "")
     assert said.err == (
-        f"agent-vm: {repository}/agent-vm.toml: vm.cpus asks for 64, this host has 8 CPUs\n"
+        f"agent-vm: {repository}/agent-vm.toml: vm.cpus asks for 64 CPUs, this host has 8 CPUs; "
+        "ask for at most 8 CPUs\n"
     )
 
 

@@ -141,7 +141,8 @@ def test_both_sides_have_new_commits(vm: Guest, repository: Path, agent_vm: Comm
     pushed = agent_vm("push", "fix")
     assert (pushed.status, pushed.out) == (1, "")
     assert pushed.error == (
-        "agent-vm: both sides have new commits: fetch, merge here, then push again"
+        "agent-vm: fix has new commits here and in the workspace; "
+        "`agent-vm fetch fix`, merge here, then push again"
     )
     fetched = agent_vm("fetch", "fix")
     assert (fetched.status, fetched.out) == (1, "")
