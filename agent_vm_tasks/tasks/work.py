@@ -30,10 +30,10 @@ _AFTER_PUSH = {
     "`agent-vm fetch {branch}` brings them",
     "diverged": "{branch} has new commits here and in the workspace; "
     "`agent-vm fetch {branch}`, merge here, then push again",
-    "elsewhere": "the workspace is on {detail}, so its files stay; the commits are there as {ref}: "
-    "`git checkout {branch}` and `git merge {ref}` there",
-    "busy": "a merge or rebase goes on in the workspace ({detail}): end it, `git merge {ref}` "
-    "there",
+    "elsewhere": "the workspace is on {detail}, so its files stay; "
+    "`git checkout {branch}` and `git merge {ref}` there bring them",
+    "busy": "a merge or rebase goes on in the workspace ({detail}); end it, "
+    "then `git merge {ref}` there",
     "blocked": "files in the workspace are in the way, so they stay: {detail}; commit or move them, "
     "then `git merge {ref}` there",
 }
