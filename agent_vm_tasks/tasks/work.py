@@ -34,7 +34,7 @@ _AFTER_PUSH = {
     "`git checkout {branch}` and `git merge {ref}` there bring them",
     "busy": "a merge or rebase goes on in the workspace ({detail}); end it, "
     "then `git merge {ref}` there",
-    "blocked": "files in the workspace are in the way, so they stay: {detail}; commit or move them, "
+    "blocked": "files in the workspace are in the way, so they stay: {detail}; commit them, "
     "then `git merge {ref}` there",
 }
 
