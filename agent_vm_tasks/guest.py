@@ -66,7 +66,8 @@ def warm_up(name: str) -> None:
     result = process.run([*ssh(name), "true"], check=False, timeout=60)
     if not result.ok:
         raise UnreachableError(
-            f"the VM {name} runs, but ssh does not get in: {result.reason}", "see `agent-vm logs`"
+            f"the VM {name} runs, but ssh does not get in: {result.reason}",
+            "`agent-vm start` waits for one that boots; `agent-vm logs` shows its console",
         )
 
 
