@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -30,6 +31,10 @@ from agent_vm_tasks import host, lima, render, state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# Started in the background of a script, we would hand an ignored Ctrl-C on to every shell below.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VM = "agent-vm"
 USER = getpass.getuser()
