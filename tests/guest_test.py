@@ -97,7 +97,9 @@ def test_attach_follows_the_port_of_a_new_start(vm: Guest, monkeypatch: pytest.M
 def test_no_vm_on_the_port_is_one_line(vm: Guest) -> None:
     guest.config(VM).write_text(ssh_config(vm.sshd, free_port()))
     began = time.monotonic()
-    with pytest.raises(UnreachableError, match=r"ssh does not get in: .*refused; see") as caught:
+    with pytest.raises(
+        UnreachableError, match=r"ssh does not get in: .*refused; `agent-vm start` waits"
+    ) as caught:
         guest.warm_up(VM)
     assert "\n" not in str(caught.value)
     with pytest.raises(UnreachableError, match=r"cannot be reached: .*refused; see"):
