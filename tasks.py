@@ -49,8 +49,13 @@ def test(c: Context, vm: bool = True, only: str = "") -> None:
     _run(c, f"{PYTHON} -m pytest -m {shlex.quote(marks)} -k {shlex.quote(only)} --durations=10")
 
 
-@task(help={"runs": "how often each command is timed; the median counts"})
-def bench(_c: Context, runs: int = 7) -> None:
+@task(
+    help={
+        "runs": "how often each command is timed; the median counts",
+        "boot": "time a start instead (stops the VM twice)",
+    }
+)
+def bench(_c: Context, runs: int = 7, boot: bool = False) -> None:
     """Time the commands against their floors, on the running VM.
 
     Example: invoke bench
@@ -58,7 +63,7 @@ def bench(_c: Context, runs: int = 7) -> None:
     from agent_vm_tasks.tasks._edge import guarded
     from tests import bench as benchmarks
 
-    guarded(benchmarks.run)(runs)
+    guarded(benchmarks.run)(runs, boot=boot)
 
 
 def _programs(c: Context) -> None:
