@@ -31,7 +31,14 @@ row() {
     printf '%s\0%s\0%s\0%s\0%s\0%s\0%s\0%s\0' "${folder##*/}" "$key" "$repository" "$branch" \
         "$unfetched" "$changed" "$untracked" "$stashes"
 }
+rows=()
 for path in "$HOME"/workspace/*/; do
-    row "$path" &
+    exec {row}< <(row "$path")
+    rows+=("$row")
 done
-wait
+# Printed by one process: rows that are written at once could mix where a name has a line break.
+for row in "${rows[@]}"; do
+    while IFS= read -r -d '' field; do
+        printf '%s\0' "$field"
+    done <&"$row"
+done
