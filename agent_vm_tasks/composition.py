@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import guest, mount, settings, vm, workspaces
+from . import guest, settings, vm, workspaces
 from .console import say
 
 if TYPE_CHECKING:
@@ -27,9 +27,8 @@ def connection(c: Context) -> Iterator[Connection]:
 
 @contextlib.contextmanager
 def workspace(c: Context, branch: str) -> Iterator[Connection]:
-    chosen, here = settings.load(), Path.cwd()
-    mount.refuse_inside(chosen, here)
-    ws = workspaces.workspace(chosen.vm.name, workspaces.repository(here), branch)
+    chosen = settings.load()
+    ws = workspaces.around(chosen, Path.cwd(), branch)
     with connection(c) as made:
         if workspaces.inspect(ws) is None:
             workspaces.push(ws, say, chosen.workspace.include)

@@ -14,7 +14,6 @@ from . import guest, process
 from .errors import AgentVMError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 _SAFE = {
@@ -56,21 +55,13 @@ def output(repository: Path, *args: str) -> str:
     return run(repository, *args).stdout.strip()
 
 
-def transfer(
-    repository: Path, name: str, *args: str, on_line: Callable[[str], None] | None = None
-) -> process.Result:
-    """Hardened git that talks to the VM `name`; the result's status is the caller's to judge.
-
-    `on_line` gets git's progress, which carries text from the guest: print it escaped.
-    """
+def transfer(repository: Path, name: str, *args: str) -> process.Result:
+    """Hardened git that talks to the VM `name`; the result's status is the caller's to judge."""
     options = [part for key, value in _SAFE.items() for part in ("-c", f"{key}={value}")]
     # Ownership was checked by the user's own git before; their safe.directory is out of sight here.
     options += ["-c", f"safe.directory={repository}"]
     argv = ["git", "-C", str(repository), *options, *args]
-    env = _environment(name)
-    if on_line is None:
-        return process.run(argv, env=env, check=False)
-    return process.follow(argv, on_line, env=env)
+    return process.run(argv, env=_environment(name), check=False)
 
 
 def check_branch(branch: str) -> None:

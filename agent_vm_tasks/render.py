@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 GUEST_USER = "agent"
-GUEST_HOME = "/home/agent"
 
 
 def environment() -> Environment:

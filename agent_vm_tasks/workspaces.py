@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import data, git, guest, state
+from . import data, git, guest, mount, state
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from .console import Say
     from .process import Result
+    from .settings import Settings
 
 LONGEST_FOLDER = 100
 NOT_THERE = 213
@@ -159,6 +160,12 @@ def workspace(vm: str, repo: Repository, branch: str) -> Workspace:
         repo = replace(repo, id=secrets.token_hex(16))
         git.run(repo.path, "config", "--local", "agent-vm.id", repo.id)
     return Workspace(vm, repo, branch)
+
+
+def around(settings: Settings, folder: Path, branch: str) -> Workspace:
+    """Name the workspace of the repository around `folder`, which may not lie in the mount."""
+    mount.refuse_inside(settings, folder)
+    return workspace(settings.vm.name, repository(folder), branch)
 
 
 def folder_name(repository: str, branch: str) -> str:

@@ -133,9 +133,7 @@ def _lost(row: workspaces.Row, ws: Workspace) -> bool:
 def _workspace(chosen: configuration.Settings, branch: str | None) -> Workspace:
     if branch is None:
         raise UsageError("no branch is named", "add --branch NAME")
-    here = Path.cwd()
-    sshfs.refuse_inside(chosen, here)
-    return workspaces.workspace(chosen.vm.name, workspaces.repository(here), branch)
+    return workspaces.around(chosen, Path.cwd(), branch)
 
 
 def _running(chosen: configuration.Settings, c: Context) -> None:
