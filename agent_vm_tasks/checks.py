@@ -65,6 +65,21 @@ def items(check_item: Check) -> Check:
     return check
 
 
+def mapping(check_key: Check, check_value: Check) -> Check:
+    """Check a table of keys that are free to choose; it becomes a tuple of pairs."""
+
+    def check(where: str, given: object) -> tuple[tuple[Any, Any], ...]:
+        if not isinstance(given, dict):
+            raise wrong(where, "a table", given)
+        pairs = []
+        for key, value in given.items():
+            visible(where, [key, value])
+            pairs.append((check_key(where, key), check_value(f"{where}.{key}", value)))
+        return tuple(pairs)
+
+    return check
+
+
 def word_or_items(word: str, expected: str, check_item: Check) -> Check:
     """Check for `word`, or else a list."""
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import keyword
 import os
 import re
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,14 +41,46 @@ class Network:
 
 @dataclass(frozen=True)
 class Packages:
+    """What is added to common/packages, and where packages come from; "" is the usual place."""
+
     apt: tuple[str, ...] = ()
     npm: tuple[str, ...] = ()
     python: tuple[str, ...] = ()
+    debian_mirror: str = ""
+    npm_registry: str = ""
+    python_index: str = ""
+    go_proxy: str = ""
+    lima_releases: str = ""
 
 
 @dataclass(frozen=True)
 class Provision:
+    """`script` is a file of the repository, run once per content in the VM."""
+
     enabled: bool = True
+    script: str = ""
+
+
+@dataclass(frozen=True)
+class Home:
+    """`path` is a folder whose files go into the VM's home, over those of common/homedir."""
+
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class Env:
+    """Variables: names to pass on where the host has them set, and pairs of name and value."""
+
+    pass_: tuple[str, ...] = ()
+    set: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """Files of the host to keep in the VM's memory: pairs of name there and path here."""
+
+    files: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +104,9 @@ class Settings:
     network: Network = field(default_factory=Network)
     packages: Packages = field(default_factory=Packages)
     provision: Provision = field(default_factory=Provision)
+    home: Home = field(default_factory=Home)
+    env: Env = field(default_factory=Env)
+    secrets: Secrets = field(default_factory=Secrets)
     mount: Mount = field(default_factory=Mount)
     workspace: Workspace = field(default_factory=Workspace)
     sources: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(CHECKS, DEFAULT))
@@ -92,6 +127,9 @@ _IMAGE = checks.text(
     '"auto", "cloud", "build", a path from / or ~/, or an https URL without a password',
     rf"auto|cloud|build|{checks.PATH}|https://[^\s/@]+/[^\s@]+",
 )
+_URL = checks.text("an http or https URL without a password", r"(https?://[^\s/@]+(/[^\s@]*)?)?")
+_VARIABLE = checks.text("a variable's name", "[A-Za-z_][A-Za-z0-9_]{0,99}")
+_FILE = checks.text("a plain file name", r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 CHECKS: Mapping[str, checks.Check] = {
     "vm.name": checks.text(
@@ -108,18 +146,40 @@ CHECKS: Mapping[str, checks.Check] = {
     "packages.apt": checks.items(_APT),
     "packages.npm": checks.items(_NPM),
     "packages.python": checks.items(_PYTHON),
+    "packages.debian_mirror": _URL,
+    "packages.npm_registry": _URL,
+    "packages.python_index": _URL,
+    "packages.go_proxy": _URL,
+    "packages.lima_releases": _URL,
     "provision.enabled": checks.flag,
+    "provision.script": _RELATIVE,
+    "home.path": _PATH,
+    "env.pass": checks.items(_VARIABLE),
+    "env.set": checks.mapping(_VARIABLE, checks.text("text", ".*")),
+    "secrets.files": checks.mapping(_FILE, _PATH),
     "mount.enabled": checks.flag,
     "mount.path": _PATH,
     "workspace.include": checks.items(_RELATIVE),
 }
 TABLES = tuple(dict.fromkeys(path.partition(".")[0] for path in CHECKS))
 SIZES = ("vm.memory", "vm.disk")
+MAPPINGS = ("env.set", "secrets.files")
+ADDED = ("packages.apt", "packages.npm", "packages.python")
+"""Lists to which each file adds."""
 
 USER_ONLY: Mapping[str, tuple[object, ...]] = {
     "vm.image": ("auto", "cloud", "build"),
     "vm.ca_certs": ("auto", ()),
     "network.ports": (),
+    "packages.debian_mirror": (),
+    "packages.npm_registry": (),
+    "packages.python_index": (),
+    "packages.go_proxy": (),
+    "packages.lima_releases": (),
+    "home.path": (),
+    "env.pass": (),
+    "env.set": (),
+    "secrets.files": (),
     "mount.path": (),
     "workspace.include": (),
 }
@@ -159,10 +219,17 @@ def explicit(settings: Settings, path: str) -> bool:
     return settings.sources[path] != DEFAULT
 
 
+def value(settings: Settings, path: str) -> Any:  # noqa: ANN401  each key has its own type
+    """Give the value in force of the key, `env.pass` for one."""
+    table, _, key = path.partition(".")
+    return getattr(getattr(settings, table), _attribute(key))
+
+
 def plain(settings: Settings) -> dict[str, Any]:
     """Give every value by its key path, written as agent-vm.toml would have it."""
-    values = {path: attrgetter(path)(settings) for path in CHECKS}
+    values = {path: value(settings, path) for path in CHECKS}
     values |= {path: checks.size_text(values[path]) for path in SIZES}
+    values |= {path: dict(values[path]) for path in MAPPINGS}
     return {path: list(v) if isinstance(v, tuple) else v for path, v in values.items()}
 
 
@@ -220,15 +287,34 @@ def _with_file(settings: Settings, path: Path | None, *, trusted: bool) -> Setti
     values = dict(_entries(file, toml_file.read(path)))
     if not trusted:
         _refuse_user_only(file, values)
-    return _with_values(settings, values, file)
+    return _with_values(settings, _added(settings, values), file)
 
 
 def _with_values(settings: Settings, values: Mapping[str, Any], source: str) -> Settings:
     for path, value in values.items():
         table, _, key = path.partition(".")
-        changed: Any = replace(getattr(settings, table), **{key: value})
+        changed: Any = replace(getattr(settings, table), **{_attribute(key): value})
         settings = replace(settings, **{table: changed})
-    return replace(settings, sources={**settings.sources, **dict.fromkeys(values, source)})
+    told = {path: _sources(settings, path, source) for path in values}
+    return replace(settings, sources={**settings.sources, **told})
+
+
+def _sources(settings: Settings, path: str, source: str) -> str:
+    before = settings.sources[path]
+    return f"{before}, {source}" if path in ADDED and before != DEFAULT else source
+
+
+def _attribute(key: str) -> str:
+    return f"{key}_" if keyword.iskeyword(key) else key
+
+
+def _added(settings: Settings, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists of packages add up: one file's do not take away another's."""
+    lists = {path: value(settings, path) for path in ADDED if path in values}
+    return {
+        path: tuple(dict.fromkeys((*lists.get(path, ()), *new))) if path in lists else new
+        for path, new in values.items()
+    }
 
 
 def _refuse_user_only(file: str, values: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import re
 import string
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,8 @@ def key_paths() -> set[str]:
     empty = settings.Settings()
     tables = {f.name: getattr(empty, f.name) for f in dataclasses.fields(empty)}
     del tables["sources"]
-    return {f"{name}.{f.name}" for name, table in tables.items() for f in dataclasses.fields(table)}
+    fields = {name: dataclasses.fields(table) for name, table in tables.items()}
+    return {f"{name}.{f.name.rstrip('_')}" for name, each in fields.items() for f in each}
 
 
 CPUS = "vm.cpus must be a whole number from 1 to 1024, not "
@@ -172,6 +172,17 @@ BAD = [
     ('[workspace]\ninclude = ["."]', "not '.'"),
     ('[workspace]\ninclude = ["~/.ssh"]', "not '~/.ssh'"),
     ('[workspace]\ninclude = ".env"', "workspace.include must be a list, not '.env'"),
+    ('[provision]\nscript = "/bin/sh"', "provision.script must be a path inside"),
+    ('[provision]\nscript = "../x.sh"', "not '../x.sh'"),
+    ('[packages]\nnpm_registry = "https://me:hunter2@host/"', "not 'https://***@host/'"),
+    ('[packages]\ndebian_mirror = "file:///srv"', "packages.debian_mirror must be an http or"),
+    ('[env]\npass = ["A=b"]', "env.pass[0] must be a variable's name, not 'A=b'"),
+    ("[env]\nset = []", "env.set must be a table, not a list"),
+    ('[env]\nset = {"A;id" = "1"}', "env.set must be a variable's name, not 'A;id'"),
+    ("[env]\nset = {A = 1}", "env.set.A must be text, not 1"),
+    ('[env]\nset = {A = "x\\ny"}', VISIBLE.format("env.set") + r"'x\ny'"),
+    ('[secrets]\nfiles = {"../x" = "~/x"}', "secrets.files must be a plain file name"),
+    ('[secrets]\nfiles = {x = "x"}', "secrets.files.x" + HOST + "'x'"),
     # keys and tables
     ("[vm]\nmem0ry = 8", "unknown key 'vm.mem0ry'; did you mean 'memory'?"),
     ("[vm]\nvcpu = 8", "unknown key 'vm.vcpu'; did you mean 'cpus'?"),
@@ -253,6 +264,14 @@ GOOD = [
     ("mount.enabled", "false", False),
     ("mount.path", '"/mnt/agents/"', "/mnt/agents/"),
     ("network.ports", "[1024, 65535]", (1024, 65535)),
+    ("packages.debian_mirror", '"http://mirror:3142/debian"', "http://mirror:3142/debian"),
+    ("packages.npm_registry", '"https://npm.example/"', "https://npm.example/"),
+    ("packages.python_index", '""', ""),
+    ("provision.script", '"tools/vm.sh"', "tools/vm.sh"),
+    ("home.path", '"~/agent home"', "~/agent home"),
+    ("env.pass", '["GH_TOKEN", "_x1"]', ("GH_TOKEN", "_x1")),
+    ("env.set", '{A = "b \'c\' $d", E = ""}', (("A", "b 'c' $d"), ("E", ""))),
+    ("secrets.files", '{npmrc = "~/.npmrc-agents"}', (("npmrc", "~/.npmrc-agents"),)),
     ("workspace.include", '[".env", "config/lokal é.json", "..a"]',
      (".env", "config/lokal é.json", "..a")),
 ]  # fmt: skip
@@ -264,7 +283,7 @@ def test_good_values_arrive_exactly(
 ) -> None:
     table, key = path.split(".")
     write_user(home, f"[{table}]\n{key} = {text}")
-    found = attrgetter(path)(settings.load(repo))
+    found = settings.value(settings.load(repo), path)
     assert found == value
     assert type(found) is type(value)
 
@@ -294,6 +313,16 @@ def test_repository_beats_user_beats_default_key_by_key(home: Path, repo: Path) 
     assert found.sources["vm.cpus"] == str(mine)
     assert found.sources["vm.memory"] == str(theirs)
     assert found.sources["vm.disk"] == "default"
+
+
+def test_each_files_packages_add_to_the_others(home: Path, repo: Path) -> None:
+    mine = write_user(home, '[packages]\napt = ["tmux", "gdb"]\nnpm = ["typescript"]\n')
+    theirs = write_repo(repo, '[packages]\napt = ["gdb", "cowsay"]\n')
+    found = settings.load(repo)
+    assert found.packages.apt == ("tmux", "gdb", "cowsay")
+    assert found.packages.npm == ("typescript",)
+    assert found.sources["packages.apt"] == f"{mine}, {theirs}"
+    assert found.sources["packages.npm"] == str(mine)
 
 
 def test_flags_win_and_say_so(home: Path, repo: Path) -> None:
@@ -436,6 +465,15 @@ LOOSER = [
     ("vm.image", '"/srv/x.qcow2"'),
     ("vm.image", '"~/x.qcow2"'),
     ("vm.image", '"https://host/x.qcow2"'),
+    ("packages.debian_mirror", '"http://mirror/debian"'),
+    ("packages.npm_registry", '"https://mirror/npm"'),
+    ("packages.python_index", '"https://mirror/simple"'),
+    ("packages.go_proxy", '"https://mirror/go"'),
+    ("packages.lima_releases", '"https://mirror/lima"'),
+    ("home.path", '"~/x"'),
+    ("env.pass", '["GH_TOKEN"]'),
+    ("env.set", '{A = "b"}'),
+    ("secrets.files", '{x = "~/x"}'),
 ]
 
 
@@ -577,12 +615,16 @@ def test_the_repositorys_own_file_loads_and_names_every_key(repo: Path) -> None:
 def test_the_defaults_that_the_own_file_shows_are_true(home: Path, repo: Path) -> None:
     text = (ROOT / "agent-vm.toml").read_text(encoding="utf-8")
     shown = re.sub(r"^(\w.*)$", r"#\1", text, flags=re.MULTILINE)
-    shown = re.sub(r"Default:\n# ", "\n", shown)
+    shown = re.sub(r"Default:\n((?:# \w+ = .*\n)+)", uncommented, shown)
     write_user(home, shown)
     found = settings.load(repo)
     commented = [path for path, source in found.sources.items() if source != "default"]
-    assert len(commented) == 8
+    assert len(commented) == 16
     assert settings.plain(found) == settings.plain(settings.Settings())
+
+
+def uncommented(block: re.Match[str]) -> str:
+    return "\n" + re.sub("^# ", "", block[1], flags=re.MULTILINE)
 
 
 @given(st.integers(512, 4096 * 1024))
@@ -628,6 +670,7 @@ documents = st.fixed_dictionaries(
             {}, optional=dict.fromkeys(["apt", "npm", "python"], st.lists(words, unique=True))
         ),
         "mount": st.fixed_dictionaries({"enabled": st.booleans()}),
+        "env": st.fixed_dictionaries({"set": st.dictionaries(words.map("A{}".format), words)}),
         "workspace": st.fixed_dictionaries({"include": st.lists(folders, unique=True)}),
     },
 )
