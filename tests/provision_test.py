@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from agent_vm_tasks import data, provision, stages
 from agent_vm_tasks.errors import AgentVMError
-from agent_vm_tasks.stages import Stage
 from agent_vm_tasks.settings import Packages, Settings
+from agent_vm_tasks.stages import Stage
 
 from .programs import calls, script
 
@@ -355,8 +355,8 @@ def test_only_missing_debian_packages_are_installed(
 ) -> None:
     wanted = Settings(packages=Packages(apt=("cowsay", "sl=5.02-1")))
     apt(vm, "cowsay sl=5.02-1")
-    script(programs(vm), "dpkg-query",
-           'case "$4" in cowsay) ;; sl) echo "installed 5.01-1" ;; *) echo "installed 1" ;; esac')  # fmt: skip
+    have = 'case "$4" in cowsay) ;; sl) echo "installed 5.01-1" ;; *) echo "installed 1" ;; esac'
+    script(programs(vm), "dpkg-query", have)
     plan = (stage("packages", wanted),)
     assert provision.run(wanted, plan, lambda _: None)
     assert [call for call in calls(programs(vm)) if call.startswith("apt-get")] == [

@@ -11,8 +11,8 @@ import yaml
 
 from agent_vm_tasks import provision, stages
 from agent_vm_tasks.errors import AgentVMError
-from agent_vm_tasks.stages import Stage
 from agent_vm_tasks.settings import Settings
+from agent_vm_tasks.stages import Stage
 from tests.conftest import VM
 
 if TYPE_CHECKING:
