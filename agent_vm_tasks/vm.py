@@ -271,7 +271,8 @@ def _create(settings: Settings, say: Say) -> Instance:
     fit, told = fitted(settings)
     for line in told:
         say(line)
-    images = golden.prefer(fit, image.choose(fit, say), say)
+    planned = image.choose(fit, say, build=False)
+    images = golden.prefer(fit, planned, say) or image.choose(fit, say)
     sizes = [_amount(key, getattr(fit.vm, key)) for key in ("cpus", "memory", "disk")]
     say(f"creating the VM {name}: {', '.join(sizes)}")
     private, public = _host_key()
