@@ -131,10 +131,25 @@ def test_a_debian_mirror_without_packages_is_an_error(vm: User, project: Path) -
     wanting(project, '[packages]\napt = ["sl"]\n')
     with empty_mirror() as (url, heard), own_settings(vm, f'[packages]\ndebian_mirror = "{url}/d"'):
         said = vm.fails("provision", cwd=project)
-    assert "stage packages: " in said
+    assert "stage packages: E: " in said
     assert any(path.startswith("/d/dists/trixie/") for path in heard)
     vm.agent_vm("provision", cwd=project)
     assert inside(vm, "ls /usr/games/sl")
+
+
+def test_without_a_network_the_stage_is_named_and_nothing_hangs(vm: User, project: Path) -> None:
+    wanting(project, '[packages]\npython = ["pyjokes"]\n')
+    route = inside(vm, "ip route show default").strip()
+    inside(vm, "sudo ip route del default")
+    began = time.monotonic()
+    try:
+        said = vm.fails("provision", cwd=project)
+    finally:
+        inside(vm, f"sudo ip route add {route}")
+    assert "provisioning failed in stage python: " in said
+    assert time.monotonic() - began < 120
+    vm.agent_vm("provision", cwd=project)
+    assert inside(vm, "pyjoke --version || pyjokes --version")
 
 
 def test_the_repositorys_script_runs_once_as_the_user_and_its_status_is_told(
