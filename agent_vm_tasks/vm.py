@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import guest, host, lima, mount, process, state, workspaces
+from . import guest, host, lima, mount, process, secrets, state, workspaces
 from .errors import AgentVMError, UsageError
 from .settings import explicit
 
@@ -61,17 +61,18 @@ class Started:
 
 
 def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
-    """Have the VM running, provisioned and mounted; creates it where there is none.
+    """Have the VM running, provisioned and mounted, its secrets in it; creates it when missing.
 
     Safe to repeat: what is done already is skipped, what failed is resumed. Raises AgentVMError.
     """
     from . import provision
 
     name = settings.vm.name
+    given = secrets.collect(settings)
     host.require_lima()
     with state.lock(name, say):
         found = find(name)
-        warnings = _differences(settings, found)
+        warnings = [*given.warnings, *_differences(settings, found)]
         if found is not None and found.status not in {"Running", "Stopped"}:
             found = _heal(found, say)
         instance = found or _create(settings, say)
@@ -85,6 +86,7 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
             if not _ready_mark(name).exists():
                 warnings += _keep(settings, instance, say)
         provisioned(settings)
+        secrets.push(name, given)
     warnings += ensure_mounted(settings)
     return Started(found is None, tuple(warnings))
 
@@ -203,6 +205,7 @@ def destroy(settings: Settings) -> bool:
     _ready_mark(name).unlink(missing_ok=True)
     guest.config(name).unlink(missing_ok=True)
     guest.known_hosts(name).unlink(missing_ok=True)
+    secrets.key_file(name).unlink(missing_ok=True)
     return True
 
 
