@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import guest, host, lima, mount, process, state, workspaces
+from . import guest, host, lima, mount, process, secrets, state, workspaces
 from .errors import AgentVMError, UsageError
 from .settings import explicit
 
@@ -61,16 +61,17 @@ class Started:
 
 
 def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
-    """Have the VM running, provisioned and mounted; creates it where there is none.
+    """Have the VM running, provisioned and mounted, its secrets in it; creates it when missing.
 
     Safe to repeat: what is done already is skipped, what failed is resumed. Raises AgentVMError.
     """
     name = settings.vm.name
+    given = secrets.collect(settings)
     host.require_lima()
     _look_over(settings)
     with state.lock(name, say):
         found = find(name)
-        warnings = _differences(settings, found)
+        warnings = [*given.warnings, *_differences(settings, found)]
         if found is not None and found.status not in {"Running", "Stopped"}:
             found = _heal(found, say)
         instance = found or _create(settings, say)
@@ -79,6 +80,7 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
         if not guest.connected(name):
             instance = _answering(settings, instance, say)
         warnings += _install(settings, instance, say, c)
+        secrets.push(name, given)
     warnings += ensure_mounted(settings)
     return Started(found is None, tuple(warnings))
 
@@ -230,6 +232,7 @@ def destroy(settings: Settings) -> bool:
     _unused_mark(name).unlink(missing_ok=True)
     guest.config(name).unlink(missing_ok=True)
     guest.known_hosts(name).unlink(missing_ok=True)
+    secrets.key_file(name).unlink(missing_ok=True)
     return True
 
 

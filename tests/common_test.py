@@ -60,7 +60,7 @@ def pins() -> dict[str, str]:
         ("apt-packages.txt", r"[a-z0-9][a-z0-9+.-]+"),
         ("npm-packages.txt", r"(@[a-z0-9][a-z0-9._-]*/)?[a-z0-9][a-z0-9._-]*"),
         ("python-packages.txt", r"[a-z0-9]+(-[a-z0-9]+)*"),
-        ("envvars.txt", r"[A-Z][A-Z0-9_]*"),
+        ("envvars.txt", r"[A-Z][A-Z0-9_]*(=[a-z0-9.-]+)?"),
         ("versions.txt", r"(@[a-z0-9-]+/)?[a-z0-9-]+=[0-9]+(\.[0-9]+){1,2}"),
     ],
 )
@@ -105,7 +105,8 @@ def test_the_promised_programs_are_listed() -> None:
 
 
 def test_the_promised_variables_are_passed_and_no_others_of_tests() -> None:
-    names = set(entries("envvars.txt"))
+    listed = dict(entry.partition("=")[::2] for entry in entries("envvars.txt"))
+    names = set(listed)
     assert {
         "ANTHROPIC_API_KEY",
         "ANTHROPIC_MODEL",
@@ -116,6 +117,10 @@ def test_the_promised_variables_are_passed_and_no_others_of_tests() -> None:
         "GEMINI_API_KEY",
     } <= names
     assert not [name for name in names if "TEST" in name]
+    assert {name: value for name, value in listed.items() if value} == {
+        "ANTHROPIC_MODEL": "claude-3-5-sonnet-20241022",
+        "CLOUD_ML_REGION": "us-central1",
+    }
 
 
 def test_nested_lima_is_new_enough_to_keep_its_guest_from_the_ssh_port() -> None:

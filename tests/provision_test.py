@@ -544,6 +544,7 @@ def test_home_files_without_the_first_of_them_are_an_error(
 
 def test_users_can_be_set_up_again_without_harm(sandbox: Sandbox) -> None:
     (sandbox.folder / "etc" / "profile.d").mkdir()
+    (sandbox.folder / "etc" / "bash.bashrc").write_text("# Debian's\n")
     folder = sandbox.folder / "bin"
     folder.mkdir()
     script(folder, "usermod")
