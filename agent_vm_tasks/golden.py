@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import data, guest, image, process, provision, state, vm
+from . import data, guest, image, process, stages, state, vm
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _image(kept: Golden, base: Image) -> Image:
 
 
 def _stamps(settings: Settings) -> dict[str, str]:
-    return {stage.name: stage.stamp for stage in provision.stages(settings)}
+    return {stage.name: stage.stamp for stage in stages.stages(settings)}
 
 
 def _base(base: Image) -> str:

@@ -72,7 +72,7 @@ def choose(settings: Settings, say: Say, *, build: bool = True) -> tuple[Image, 
     if wanted == "cloud" or (wanted == "auto" and _reachable()):
         return cloud_images()
     if wanted in {"auto", "build"}:
-        return (built(say, build=build),)
+        return (built(settings, say, build=build),)
     if wanted.startswith("https://"):
         return (Image(wanted),)
     path = Path(wanted).expanduser()
@@ -96,10 +96,10 @@ def debian_arch() -> str:
     return _ARCHES[machine]
 
 
-def built(say: Say, *, build: bool = True) -> Image:
+def built(settings: Settings, say: Say, *, build: bool = True) -> Image:
     """The image built on this machine; from the cache while what goes into it is the same."""
     packages = (*BASE_PACKAGES, _kernel_package(), *data.package_list("apt-packages.txt"))
-    sources = _sources()
+    sources = _sources(settings.packages.debian_mirror)
     inputs = "\n".join((RECIPE, RELEASE, debian_arch(), *packages, *sources))
     folder = cache() / f"debian-13-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}"
     if build and not (folder / "disk.qcow2").exists():
@@ -195,8 +195,10 @@ def _kernel_package() -> str:
     return f"linux-image-cloud-{debian_arch()}"
 
 
-def _sources() -> tuple[str, ...]:
-    """Lines for sources.list, from the mirrors this host itself uses; else mmdebstrap's own."""
+def _sources(mirror: str) -> tuple[str, ...]:
+    """Lines for sources.list: the mirror's, else of those this host uses, else mmdebstrap's own."""
+    if mirror:
+        return _lines(mirror, f"{mirror}-security")
     if not shutil.which("apt-get"):
         return ()
     query = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)",
@@ -204,11 +206,12 @@ def _sources() -> tuple[str, ...]:
     found = dict.fromkeys(process.run(query, check=False).stdout.split())
     main = [line.split("|")[2] for line in found if line.startswith("Debian|Debian|")]
     security = [line.split("|")[2] for line in found if line.startswith("Debian|Debian-Security|")]
-    if not main:
-        return ()
-    lines = [f"deb {main[0]} {RELEASE} main", f"deb {main[0]} {RELEASE}-updates main"]
-    lines += [f"deb {uri} {RELEASE}-security main" for uri in security[:1]]
-    return tuple(lines)
+    return _lines(main[0], *security[:1]) if main else ()
+
+
+def _lines(main: str, *security: str) -> tuple[str, ...]:
+    lines = [f"deb {main} {RELEASE} main", f"deb {main} {RELEASE}-updates main"]
+    return (*lines, *(f"deb {uri} {RELEASE}-security main" for uri in security))
 
 
 def _reachable() -> bool:

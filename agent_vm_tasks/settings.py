@@ -127,7 +127,10 @@ _IMAGE = checks.text(
     '"auto", "cloud", "build", a path from / or ~/, or an https URL without a password',
     rf"auto|cloud|build|{checks.PATH}|https://[^\s/@]+/[^\s@]+",
 )
-_URL = checks.text("an http or https URL without a password", r"(https?://[^\s/@]+(/[^\s@]*)?)?")
+_URL = checks.text(
+    "an http or https URL without a password",
+    r"(https?://[A-Za-z0-9.:_\[\]-]+(/[A-Za-z0-9._~:/?&+,;=%-]*)?)?",
+)
 _VARIABLE = checks.text("a variable's name", "[A-Za-z_][A-Za-z0-9_]{0,99}")
 _FILE = checks.text("a plain file name", r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 

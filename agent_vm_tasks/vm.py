@@ -65,10 +65,9 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
 
     Safe to repeat: what is done already is skipped, what failed is resumed. Raises AgentVMError.
     """
-    from . import provision
-
     name = settings.vm.name
     host.require_lima()
+    _look_over(settings)
     with state.lock(name, say):
         found = find(name)
         warnings = _differences(settings, found)
@@ -79,12 +78,7 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
             instance = _boot(settings, instance, say)
         if not guest.connected(name):
             instance = _answering(settings, instance, say)
-        if settings.provision.enabled and provision.run(settings, say, c):
-            guest.disconnect(name)  # the groups of a session are those of its login
-            guest.warm_up(name)
-            if not _ready_mark(name).exists():
-                warnings += _keep(settings, instance, say)
-        provisioned(settings)
+        warnings += _install(settings, instance, say, c)
     warnings += ensure_mounted(settings)
     return Started(found is None, tuple(warnings))
 
@@ -95,15 +89,28 @@ def ready(name: str) -> bool:
 
 
 def outdated(settings: Settings) -> bool:
-    """Whether the settings ask for other packages than at the last `start` or `provision`."""
+    """Whether the settings ask for what no `start` or `provision` since the boot has seen to."""
     mark = _ready_mark(settings.vm.name)
-    noted = mark.read_text() if mark.exists() else ""
-    return settings.provision.enabled and noted not in {"", _asked(settings)}
+    noted = mark.read_text().split() if mark.exists() else []
+    return settings.provision.enabled and bool(noted) and _asked(settings) not in noted
 
 
-def provisioned(settings: Settings) -> None:
-    """Note what the VM was provisioned with."""
-    state.write(_ready_mark(settings.vm.name), _asked(settings))
+def install(
+    settings: Settings, say: Say, c: Context | None = None, *, upgrade: bool = False
+) -> None:
+    """Install in the running VM what is missing; with `upgrade`, renew what is there.
+
+    Raises AgentVMError naming what could not be installed.
+    """
+    from . import provision, stages
+
+    wanted, own = stages.stages(settings), stages.personal(settings)
+    require_running(settings.vm.name)
+    with state.lock(settings.vm.name, say):
+        provision.run(settings, wanted, say, c, upgrade=upgrade)
+        if own:
+            provision.run(settings, own, say, c)
+        _note_installed(settings)
 
 
 def find(name: str) -> Instance | None:
@@ -229,12 +236,13 @@ def fitted(settings: Settings) -> tuple[Settings, list[str]]:
 
 def rendered(settings: Settings, say: Say) -> dict[str, str]:
     """Every file that a creation would use, by name; the host key is left out."""
-    from . import image, provision, render
+    from . import image, render, stages
 
     fit, _ = fitted(settings)
     images = image.choose(fit, say, build=False)
     files = {"lima.yaml": render.lima_yaml(fit, images, "(made at creation)")}
-    return files | {f"provision/{s.name}.sh": s.script for s in provision.stages(fit)}
+    scripts = (*stages.stages(fit), *stages.personal(fit))
+    return files | {f"provision/{stage.name}.sh": stage.script for stage in scripts}
 
 
 def _create(settings: Settings, say: Say) -> Instance:
@@ -365,9 +373,52 @@ def _answering(settings: Settings, instance: Instance, say: Say) -> Instance:
         instance = found if found.running else _boot(settings, found, say)
 
 
+def _look_over(settings: Settings) -> None:
+    """Read what is to go in before anything is started: it may not be there."""
+    from . import stages
+
+    if settings.provision.enabled:
+        stages.home_files()
+        _asked(settings)
+
+
+def _install(settings: Settings, instance: Instance, say: Say, c: Context | None) -> list[str]:
+    """Provision a VM that has just been found or booted; warnings.
+
+    The disk is kept between what every VM gets and what is the person's own.
+    """
+    from . import provision, stages
+
+    if not settings.provision.enabled:
+        _note_installed(settings)
+        return []
+    warnings = []
+    if provision.run(settings, stages.stages(settings), say, c):
+        guest.disconnect(instance.name)  # the groups of a session are those of its login
+        guest.warm_up(instance.name)
+        if not _ready_mark(instance.name).exists():
+            warnings = _keep(settings, instance, say)
+    if own := stages.personal(settings):
+        provision.run(settings, own, say, c)
+    _note_installed(settings)
+    return warnings
+
+
+def _note_installed(settings: Settings) -> None:
+    mark = _ready_mark(settings.vm.name)
+    noted = mark.read_text().split() if mark.exists() else []
+    state.write(mark, "\n".join(dict.fromkeys([*noted, _asked(settings)])))
+
+
 def _asked(settings: Settings) -> str:
-    """What of the settings provisioning depends on."""
-    return repr(settings.packages)
+    """A hash of what in the settings and the user's files provisioning depends on."""
+    import hashlib
+
+    from . import stages
+
+    inputs = [repr(settings.packages).encode(), stages.tar(stages.own_home_files(settings))]
+    inputs += [stages.repository_script(settings)] if settings.provision.script else []
+    return hashlib.sha256(b"\0".join(inputs)).hexdigest()[:16]
 
 
 def _acceleration(settings: Settings) -> tuple[dict[str, str], str]:

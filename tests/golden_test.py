@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_vm_tasks import data, golden, image, provision
+from agent_vm_tasks import data, golden, image, stages
 from agent_vm_tasks.image import Image
 from agent_vm_tasks.settings import Packages, Provision, Settings, Vm
 
@@ -26,7 +26,7 @@ def cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def stamps(settings: Settings) -> dict[str, str]:
-    return {stage.name: stage.stamp for stage in provision.stages(settings)}
+    return {stage.name: stage.stamp for stage in stages.stages(settings)}
 
 
 def kept(cache: Path, name: str, settings: Settings, base: str = BASE.location) -> Path:

@@ -20,10 +20,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_vm_tasks import data, provision
+from agent_vm_tasks import data, provision, stages
 from agent_vm_tasks.errors import AgentVMError
-from agent_vm_tasks.provision import Stage
 from agent_vm_tasks.settings import Packages, Settings
+from agent_vm_tasks.stages import Stage
 
 from .programs import calls, script
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def stamps(settings: Settings) -> dict[str, str]:
-    return {stage.name: stage.stamp for stage in provision.stages(settings)}
+    return {stage.name: stage.stamp for stage in stages.stages(settings)}
 
 
 def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
@@ -41,7 +41,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 
 def stage(name: str, settings: Settings | None = None) -> Stage:
-    return next(s for s in provision.stages(settings or Settings()) if s.name == name)
+    return next(s for s in stages.stages(settings or Settings()) if s.name == name)
 
 
 def test_stamps_are_the_same_for_the_same_settings() -> None:
@@ -88,7 +88,7 @@ def test_a_pinned_version_makes_its_stage_run_again(copy_of_data: Path) -> None:
 
 def test_the_archive_of_home_files_keeps_names_and_exec_bits() -> None:
     top = data.root() / "common" / "homedir"
-    with tarfile.open(fileobj=io.BytesIO(provision._home_archive())) as archive:
+    with tarfile.open(fileobj=io.BytesIO(stages.tar(stages.home_files()))) as archive:
         modes = {entry.name: entry.mode for entry in archive}
     assert set(modes) == {str(p.relative_to(top)) for p in top.rglob("*") if p.is_file()}
     assert modes[".local/bin/start-claude"] == 0o755
@@ -226,18 +226,18 @@ def test_a_second_run_waits_for_the_first(sandbox: Sandbox) -> None:
 STREAM = "@kept a\n@start b\n@done b 3\n@start c\nsome text\n@failed c\nE: first\nE: last\n\n"
 
 
-def heard(chunks: list[str]) -> tuple[list[str], str, str, bool]:
+def heard(chunks: list[str]) -> tuple[list[str], dict[str, str], bool]:
     said: list[str] = []
     listener = provision._Listener(said.append)
     for chunk in chunks:
         assert listener.write(chunk) == len(chunk)
-    return said, listener.stage, listener.complaint, listener.worked
+    return said, listener.failed, listener.worked
 
 
 def test_the_runners_lines_become_progress() -> None:
     said = ["  installing: b", "  installed: b 3 s", "  installing: c"]
-    assert heard([STREAM]) == (said, "c", "E: last", True)
-    assert heard(["@kept a\n"]) == ([], "", "", False)
+    assert heard([STREAM]) == (said, {"c": "E: last"}, True)
+    assert heard(["@kept a\n"]) == ([], {}, False)
 
 
 @given(st.lists(st.integers(0, len(STREAM))))
@@ -252,8 +252,11 @@ def vm(guest: Guest, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Guest
     """A guest where the runner writes into the sandbox, and sudo is nothing special."""
     real = data.script
     monkeypatch.setattr(data, "script", lambda name: sandbox.rewritten(real(name)))
+    for name in ("STAMPS", "MARKER"):
+        monkeypatch.setattr(provision, name, f"{sandbox.folder}{getattr(provision, name)}")
     programs(guest).mkdir()
     script(programs(guest), "sudo", 'exec "$@"')
+    script(programs(guest), "runuser", 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"')
     script(programs(guest), "mktemp", f'exec {shutil.which("mktemp")} "$@" -p "$HOME"')
     return guest
 
@@ -262,21 +265,20 @@ def programs(guest: Guest) -> Path:
     return guest.home / "bin"
 
 
-def plan(monkeypatch: pytest.MonkeyPatch, *stages: Stage) -> None:
-    monkeypatch.setattr(provision, "stages", lambda _: stages)
-
-
 def test_a_run_tells_what_it_does_and_whether_it_did_anything(
     vm: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan(monkeypatch, Stage("one", "true", "1"), Stage("two", "echo hi", "2"))
+    plan = (
+        Stage("one", "true", "1"),
+        Stage("two", "echo hi", "2"),
+    )
     said: list[str] = []
-    assert provision.run(Settings(), said.append) is True
+    assert provision.run(Settings(), plan, said.append) is True
     assert [line.rstrip(" 0123456789s") for line in said] == [
         "  installing: one", "  installed: one", "  installing: two", "  installed: two",
     ]  # fmt: skip
     said.clear()
-    assert provision.run(Settings(), said.append) is False
+    assert provision.run(Settings(), plan, said.append) is False
     assert said == []
 
 
@@ -285,9 +287,12 @@ def test_a_failed_stage_is_named_with_its_last_words_and_its_log(
     vm: Guest, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     bad = f"echo first; printf 'E: no route to mirror{end}'; exit 100"
-    plan(monkeypatch, Stage("one", "true", "1"), Stage("two", bad, "2"))
+    plan = (
+        Stage("one", "true", "1"),
+        Stage("two", bad, "2"),
+    )
     with pytest.raises(AgentVMError) as caught:
-        provision.run(Settings(), lambda _: None)
+        provision.run(Settings(), plan, lambda _: None)
     assert caught.value.message == "provisioning failed in stage two: E: no route to mirror"
     assert caught.value.hint == (
         "its log is /var/log/agent-vm/two.log in the VM; `agent-vm start` resumes there"
@@ -298,9 +303,9 @@ def test_a_runner_that_does_not_even_start_names_no_log(
     vm: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(programs(vm), "sudo", 'echo "sudo: a password is required" >&2; exit 1')
-    plan(monkeypatch, Stage("one", "true", "1"))
+    plan = (Stage("one", "true", "1"),)
     with pytest.raises(AgentVMError) as caught:
-        provision.run(Settings(), lambda _: None)
+        provision.run(Settings(), plan, lambda _: None)
     assert str(caught.value) == (
         "provisioning failed in stage start: sudo: a password is required; "
         "`agent-vm start` resumes there"
@@ -317,10 +322,10 @@ kill -9 $pid
 """
     if not Path("/proc/self/stat").exists():
         pytest.skip("needs /proc")
-    plan(monkeypatch, Stage("one", breaks, "1"))
+    plan = (Stage("one", breaks, "1"),)
     began = time.monotonic()
     with pytest.raises(AgentVMError, match="stage one"):
-        provision.run(Settings(), lambda _: None)
+        provision.run(Settings(), plan, lambda _: None)
     assert time.monotonic() - began < 10
 
 
@@ -337,21 +342,23 @@ def test_a_debian_package_that_does_not_exist_is_named(
 ) -> None:
     wanted = Settings(packages=Packages(apt=("cowsay", "nosuch-thing")))
     apt(vm, " ".join((*data.package_list("apt-packages.txt"), "cowsay")))
-    plan(monkeypatch, stage("packages", wanted))
-    with pytest.raises(AgentVMError, match="stage packages: there is no Debian package nosuch"):
-        provision.run(wanted, lambda _: None)
-    assert not [call for call in calls(programs(vm)) if call.startswith("apt-get install")]
+    plan = (stage("packages", wanted),)
+    with pytest.raises(AgentVMError, match=r"stage packages: not installed: nosuch-thing \(there"):
+        provision.run(wanted, plan, lambda _: None)
+    (install,) = [call for call in calls(programs(vm)) if call.startswith("apt-get install")]
+    assert "cowsay" in install.split()
+    assert "nosuch-thing" not in install
 
 
 def test_only_missing_debian_packages_are_installed(
     vm: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = Settings(packages=Packages(apt=("cowsay", "sl=5.02-1")))
-    apt(vm, "cowsay sl")
-    script(programs(vm), "dpkg-query",
-           'case "$4" in cowsay | sl) ;; *) echo "install ok installed" ;; esac')  # fmt: skip
-    plan(monkeypatch, stage("packages", wanted))
-    assert provision.run(wanted, lambda _: None)
+    apt(vm, "cowsay sl=5.02-1")
+    have = 'case "$4" in cowsay) ;; sl) echo "installed 5.01-1" ;; *) echo "installed 1" ;; esac'
+    script(programs(vm), "dpkg-query", have)
+    plan = (stage("packages", wanted),)
+    assert provision.run(wanted, plan, lambda _: None)
     assert [call for call in calls(programs(vm)) if call.startswith("apt-get")] == [
         "apt-get update",
         "apt-get install -y --no-install-recommends -- cowsay sl=5.02-1",
@@ -362,9 +369,9 @@ def test_an_image_that_has_all_packages_needs_no_network(
     vm: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     apt(vm, "")
-    script(programs(vm), "dpkg-query", 'echo "install ok installed"')
-    plan(monkeypatch, stage("packages"))
-    assert provision.run(Settings(), lambda _: None)
+    script(programs(vm), "dpkg-query", 'echo "installed 1.0"')
+    plan = (stage("packages"),)
+    assert provision.run(Settings(), plan, lambda _: None)
     assert not [call for call in calls(programs(vm)) if call.startswith("apt")]
 
 
@@ -382,9 +389,11 @@ def test_an_npm_package_that_cannot_be_had_is_named(
     (sandbox.folder / "etc" / "environment").write_text("A=b\n")
     npm = 'echo "npm error 404" >&2; case "$*" in *no-such*) exit 1 ;; esac'
     script(programs(vm), "npm", npm)
-    plan(monkeypatch, without_account(stage("npm", wanted), sandbox))
-    with pytest.raises(AgentVMError, match="stage npm: npm could not install no-such-thing"):
-        provision.run(wanted, lambda _: None)
+    plan = (without_account(stage("npm", wanted), sandbox),)
+    with pytest.raises(
+        AgentVMError, match=r"stage npm: not installed: no-such-thing \(npm error 404\);"
+    ):
+        provision.run(wanted, plan, lambda _: None)
 
 
 def test_home_files_are_put_down_once_and_the_users_own_are_kept(
@@ -393,8 +402,8 @@ def test_home_files_are_put_down_once_and_the_users_own_are_kept(
     home = sandbox.folder / "home"
     home.mkdir()
     (home / ".gitconfig").write_text("mine\n")
-    plan(monkeypatch, without_account(stage("home"), sandbox))
-    assert provision.run(Settings(), lambda _: None)
+    plan = (without_account(stage("home"), sandbox),)
+    assert provision.run(Settings(), plan, lambda _: None)
     source = data.root() / "common" / "homedir"
     assert (home / ".gitconfig").read_text() == "mine\n"
     assert (home / ".claude.json").read_text() == (source / ".claude.json").read_text()
@@ -406,10 +415,10 @@ def test_home_files_without_the_first_of_them_are_an_error(
     vm: Guest, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (sandbox.folder / "home").mkdir()
-    monkeypatch.setattr(provision, "_home_archive", lambda: provision._tar({}))
-    plan(monkeypatch, without_account(stage("home"), sandbox))
+    broken = replace(stage("home"), files={**stage("home").files, "home.tar": stages.tar({})})
+    plan = (without_account(broken, sandbox),)
     with pytest.raises(AgentVMError, match=r"the home files are incomplete: \.claude\.json"):
-        provision.run(Settings(), lambda _: None)
+        provision.run(Settings(), plan, lambda _: None)
 
 
 def test_users_can_be_set_up_again_without_harm(sandbox: Sandbox) -> None:

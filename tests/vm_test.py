@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from agent_vm_tasks import guest as ssh_guest
-from agent_vm_tasks import host, image, lima, mount, process, provision, render, state, vm
+from agent_vm_tasks import host, image, lima, mount, process, provision, render, stages, state, vm
 from agent_vm_tasks.errors import AgentVMError, UsageError
 from agent_vm_tasks.image import Image
 from agent_vm_tasks.settings import Mount, Network, Provision, Settings, Vm, with_vm
@@ -618,8 +618,8 @@ def test_rendered_shows_all_and_makes_nothing(
     monkeypatch.setattr(image, "_reachable", lambda: False)
     files = vm.rendered(replace(settings, vm=replace(settings.vm, image="auto")), lambda _: None)
     assert "lima.yaml" in files
-    stages = {f"provision/{stage.name}.sh" for stage in provision.stages(settings)}
-    assert set(files) == {"lima.yaml", *stages}
+    scripts = {f"provision/{stage.name}.sh" for stage in stages.stages(settings)}
+    assert set(files) == {"lima.yaml", *scripts}
     assert yaml.safe_load(files["lima.yaml"])["plain"] is True
     assert "PRIVATE KEY" not in json.dumps(files)
     assert limactl.calls() == []

@@ -20,6 +20,8 @@ ns = Collection(
     lifecycle.mount,
     lifecycle.unmount,
     maintenance.provision,
+    maintenance.tools,
+    maintenance.refresh_home,
     maintenance.bake,
     maintenance.prune,
     maintenance.render,

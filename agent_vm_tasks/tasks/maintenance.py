@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 
 from invoke.context import Context  # noqa: TC002  Invoke reads signatures
@@ -10,26 +12,79 @@ from invoke.tasks import task
 
 from agent_vm_tasks import checks, guest, lima, vm
 from agent_vm_tasks import settings as configuration
+from agent_vm_tasks import tools as tools_core
 from agent_vm_tasks.console import printable, say, table
 from agent_vm_tasks.errors import AgentVMError
 
 from ._edge import guarded
 
 
-@task
+@task(help={"upgrade": "bring what is there to its newest allowed version; shows what changed"})
 @guarded
-def provision(c: Context) -> None:
+def provision(c: Context, upgrade: bool = False) -> None:
     """Install what is missing in the VM; finished stages are skipped.
 
-    Example: provision
+    Example: provision --upgrade
     """
-    from agent_vm_tasks import provision as installation
+    chosen = configuration.load()
+    vm.require_running(chosen.vm.name)
+    before = tools_core.installed(chosen.vm.name) if upgrade else {}
+    vm.install(chosen, say, c, upgrade=upgrade)
+    if not upgrade:
+        print("The VM is provisioned.")
+        return
+    changed = tools_core.changes(before, tools_core.installed(chosen.vm.name))
+    if changed:
+        print(
+            table(
+                ("NAME", "BEFORE", "NOW"), [(n, old or "-", new or "-") for n, old, new in changed]
+            )
+        )
+    else:
+        print("Everything is as new as it may be.")
+
+
+@task(help={"json": "print one JSON list: [{name, package, source, kind, wanted, installed}]"})
+@guarded
+def tools(_context: Context, json: bool = False) -> None:
+    """List the agents and tools in the VM: the version that is wanted and the one installed.
+
+    Example: tools --json
+    """
+    chosen = configuration.load()
+    vm.require_running(chosen.vm.name)
+    found = tools_core.listed(chosen)
+    if json:
+        print(dumps([{**asdict(tool), "kind": tool.kind} for tool in found], indent=2))
+        return
+    rows = [(tool.name, tool.wanted or "any", tool.installed or "-", tool.kind) for tool in found]
+    print(table(("NAME", "WANTED", "INSTALLED", "KIND"), rows))
+
+
+_OUTCOMES = {
+    "new": "added",
+    "updated": "updated",
+    "replaced": "replaced; a copy is in ~/.agent-vm/home-before of the VM",
+    "kept": "left: changed inside (--force replaces it, after a copy)",
+}
+
+
+@task(name="refresh-home", help={"force": "replace files that were changed inside, after a copy"})
+@guarded
+def refresh_home(_context: Context, force: bool = False) -> None:
+    """Bring the home files in the VM up to date; what was changed inside stays.
+
+    Example: refresh-home --force
+    """
+    from agent_vm_tasks import home
 
     chosen = configuration.load()
     vm.require_running(chosen.vm.name)
-    installation.run(chosen, say, c)
-    vm.provisioned(chosen)
-    print("The VM is provisioned.")
+    done = home.refresh(chosen, force=force)
+    for outcome, path in done:
+        if outcome != "same":
+            print(printable(f"{path}: {_OUTCOMES.get(outcome, outcome)}"))
+    print(f"{sum(outcome == 'same' for outcome, _ in done)} files are up to date.")
 
 
 @task(help={"list": "show the kept disks instead"})

@@ -55,6 +55,8 @@ def connect(c: Context, branch: str | None = None, command: str | None = None) -
     ws = _workspace(chosen, branch) if branch is not None else None
     if ws:
         workspaces.require_branchable(ws)
+    if vm.outdated(chosen):
+        vm.install(chosen, say, c)
     _running(chosen, c)
     status = _enter(chosen, ws, command, _after_dashes())
     if status:
@@ -139,8 +141,6 @@ def _workspace(chosen: configuration.Settings, branch: str | None) -> Workspace:
 def _running(chosen: configuration.Settings, c: Context) -> None:
     """Start what is missing; with the VM warm, only the mount is looked at."""
     ready = vm.ready(chosen.vm.name)
-    if ready and vm.outdated(chosen):
-        warn("the packages in the settings have changed: `agent-vm provision` installs them")
     for line in vm.ensure_mounted(chosen) if ready else vm.start(chosen, say, c).warnings:
         warn(line)
 

@@ -7,7 +7,8 @@ if [ "$(cat /etc/agent-environment 2> /dev/null)" != agent-vm ]; then
     echo "this is not a provisioned VM" >&2
     exit 1
 fi
-if [ -n "$(ls -A /home/agent/workspace 2> /dev/null)" ] || [ -e /home/agent/.bash_history ]; then
+if [ -n "$(ls -A /home/agent/workspace 2> /dev/null)" ] || [ -e /home/agent/.bash_history ] \
+    || [ -e /home/agent/.agent-vm/used ]; then
     echo used
     exit
 fi

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Runs as root in the guest, in the folder it was sent to: every stage of `plan` whose stamp is not
-# in force yet, some side by side. Progress goes to stdout as lines that start with @; what a stage says, to its log.
+# in force yet, some side by side. Argument: "upgrade" to run those again that renew what they have.
+# Progress goes to stdout as lines that start with @; what a stage says, to its log.
 set -u
 folder=$(dirname "$0")
 stamps=/var/lib/agent-vm/stamps
@@ -17,36 +18,51 @@ while sleep 20 > /dev/null; do echo "@still $SECONDS"; done 2> /dev/null 9>&- &
 ticking=$!
 trap 'kill "$ticking"; cd / && rm -rf "$folder"' EXIT
 export PROVISION_FOLDER=$folder DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+[ "${1-}" != upgrade ] || export UPGRADE=yes
+
+# In one write: the lines of stages that run side by side do not mix.
+failed_stage() {
+    printf '@failed %s\n%s\n' "$1" "$(grep -v '^[[:space:]]*$' "$logs/$1.log" | tail -n 3)"
+}
 
 run_stage() {
-    local name=$1 stamp=$2 began=$SECONDS
-    if [ "$(cat "$stamps/$name" 2> /dev/null)" = "$stamp" ]; then
+    local name=$1 stamp=$2 flags=$3 began=$SECONDS status=0
+    if [ "$(cat "$stamps/$name" 2> /dev/null)" = "$stamp" ] && [[ -z ${UPGRADE-} || $flags != *renews* ]]; then
         echo "@kept $name"
         return
     fi
-    rm -f "$marker"
+    rm -f "$marker" "$stamps/$name"
     echo "@start $name"
-    if ! bash -euo pipefail "$folder/$name.sh" > "$logs/$name.log" 2>&1 < /dev/null 9>&-; then
-        printf '@failed %s\n%s\n' "$name" "$(grep -v '^[[:space:]]*$' "$logs/$name.log" | tail -n 3)"
-        return 1
+    bash -euo pipefail "$folder/$name.sh" > "$logs/$name.log" 2>&1 < /dev/null 9>&- || status=$?
+    if ((status == 0)) && echo "$stamp" > "$stamps/$name"; then
+        echo "@done $name $((SECONDS - began))"
+        return
     fi
-    echo "$stamp" > "$stamps/$name"
-    echo "@done $name $((SECONDS - began))"
+    failed_stage "$name"
+    return $((status ? status : 1))
 }
 
 running=()
+incomplete=
 finish() {
-    local child failed=
+    local child status fatal=
     for child in "${running[@]}"; do
-        wait "$child" || failed=yes
+        status=0
+        wait "$child" || status=$?
+        case $status in
+            0) ;;
+            3) incomplete=yes ;; # something could not be had, but what builds on the stage works
+            *) fatal=yes ;;
+        esac
     done
     running=()
-    [ -z "$failed" ] || exit 1
+    [ -z "$fatal" ] || exit 1
 }
-while read -r name stamp beside; do
-    run_stage "$name" "$stamp" &
+while read -r name stamp flags; do
+    run_stage "$name" "$stamp" "$flags" &
     running+=($!)
-    [ -n "$beside" ] || finish # else the next stage does not wait for this one
+    [[ $flags == *beside* ]] || finish # else the next stage does not wait for this one
 done < "$folder/plan"
 finish
+[ -z "$incomplete" ] || exit 1
 echo agent-vm > "$marker"

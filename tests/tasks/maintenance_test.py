@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from agent_vm_tasks import provision
+from agent_vm_tasks import provision, stages
 from agent_vm_tasks.errors import AgentVMError
-from agent_vm_tasks.provision import Stage
 from agent_vm_tasks.settings import Settings
+from agent_vm_tasks.stages import Stage
 from tests.conftest import VM
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def test_render_prints_every_file_and_makes_nothing(
     heads = [line for line in said.out.splitlines() if line.startswith("# ---- ")]
     assert heads[0] == "# ---- lima.yaml"
     assert set(heads[1:]) == {
-        f"# ---- provision/{stage.name}.sh" for stage in provision.stages(Settings())
+        f"# ---- provision/{stage.name}.sh" for stage in stages.stages(Settings())
     }
     assert "PRIVATE KEY" not in said.out
     assert not (limactl.folder / "calls").exists()
@@ -143,7 +143,8 @@ def test_provision_in_a_running_vm(
     limactl.adopt(guest)
     troubles = [None, AgentVMError("provisioning failed in stage npm")]
 
-    def run(_settings: Settings, say: Say, _context: object) -> bool:
+    def run(_settings: Settings, _stages: object, say: Say, _c: object, *, upgrade: bool) -> bool:
+        assert not upgrade
         if trouble := troubles.pop(0):
             raise trouble
         say("  installing: packages")
@@ -168,7 +169,7 @@ def test_provision_shows_a_failure_of_the_real_thing_escaped(
         "#!/bin/sh\nprintf '@start npm\\nE: \\033[31mred\\n'\nrm -rf \"${2%/*}\"\nexit 1\n"
     )
     sudo.chmod(0o755)
-    monkeypatch.setattr(provision, "stages", lambda _: (Stage("npm", "true", "1"),))
+    monkeypatch.setattr(stages, "stages", lambda _: (Stage("npm", "true", "1"),))
     said = agent_vm("provision")
     assert (said.status, said.out) == (1, "")
     assert said.error == (
