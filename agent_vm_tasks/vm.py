@@ -90,9 +90,28 @@ def ready(name: str) -> bool:
 
 def outdated(settings: Settings) -> bool:
     """Whether the settings ask for what no `start` or `provision` since the boot has seen to."""
-    mark = _ready_mark(settings.vm.name)
-    noted = mark.read_text().split() if mark.exists() else []
+    noted = _noted(settings.vm.name)
     return settings.provision.enabled and bool(noted) and _asked(settings) not in noted
+
+
+def catch_up(settings: Settings, say: Say, c: Context | None = None) -> list[str]:
+    """Install what the settings ask for since; trouble is a warning, for the VM worked before.
+
+    What has failed is not tried at each connection, only told.
+    """
+    if not outdated(settings):
+        return []
+    failed = f"failed-{_asked(settings)}"
+    if failed in _noted(settings.vm.name):
+        return ["not all that the settings ask for is installed; `agent-vm provision` tries again"]
+    try:
+        install(settings, say, c)
+    except guest.UnreachableError:
+        raise
+    except AgentVMError as error:
+        _note(settings.vm.name, failed)
+        return [str(error)]
+    return []
 
 
 def install(
@@ -110,7 +129,7 @@ def install(
         provision.run(settings, wanted, say, c, upgrade=upgrade)
         if own:
             provision.run(settings, own, say, c)
-        _note_installed(settings)
+        _note(settings.vm.name, _asked(settings))
 
 
 def find(name: str) -> Instance | None:
@@ -390,7 +409,7 @@ def _install(settings: Settings, instance: Instance, say: Say, c: Context | None
     from . import provision, stages
 
     if not settings.provision.enabled:
-        _note_installed(settings)
+        _note(instance.name, _asked(settings))
         return []
     warnings = []
     if provision.run(settings, stages.stages(settings), say, c):
@@ -398,16 +417,20 @@ def _install(settings: Settings, instance: Instance, say: Say, c: Context | None
         guest.warm_up(instance.name)
         if not _ready_mark(instance.name).exists():
             warnings = _keep(settings, instance, say)
+    _note(instance.name, "provisioned")
     if own := stages.personal(settings):
         provision.run(settings, own, say, c)
-    _note_installed(settings)
+    _note(instance.name, _asked(settings))
     return warnings
 
 
-def _note_installed(settings: Settings) -> None:
-    mark = _ready_mark(settings.vm.name)
-    noted = mark.read_text().split() if mark.exists() else []
-    state.write(mark, "\n".join(dict.fromkeys([*noted, _asked(settings)])))
+def _note(name: str, word: str) -> None:
+    state.write(_ready_mark(name), "\n".join(dict.fromkeys([*_noted(name), word])))
+
+
+def _noted(name: str) -> list[str]:
+    mark = _ready_mark(name)
+    return mark.read_text("utf-8").split() if mark.exists() else []
 
 
 def _asked(settings: Settings) -> str:

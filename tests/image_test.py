@@ -14,7 +14,7 @@ import pytest
 
 from agent_vm_tasks import host, image
 from agent_vm_tasks.errors import AgentVMError
-from agent_vm_tasks.settings import Settings, Vm
+from agent_vm_tasks.settings import Packages, Settings, Vm
 
 from .programs import calls, only_tools, script
 
@@ -75,6 +75,20 @@ def left(home: Path) -> list[str]:
     """What is in the cache besides the log."""
     cache = home / ".cache" / "agent-vm" / "images"
     return sorted(path.name for path in cache.iterdir() if path.name != "build.log")
+
+
+def test_the_image_is_built_from_the_mirror_that_the_settings_name(
+    builder: Callable[[str], Path], home: Path
+) -> None:
+    folder = builder("exit 1")
+    mirror = Packages(debian_mirror="http://mirror.example/debian")
+    with pytest.raises(AgentVMError):
+        image.choose(Settings(vm=Vm(image="build"), packages=mirror), lambda _: None)
+    assert "\n".join(calls(folder)).endswith(
+        "deb http://mirror.example/debian trixie main "
+        "deb http://mirror.example/debian trixie-updates main "
+        "deb http://mirror.example/debian-security trixie-security main"
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import io
 import itertools
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
-import tarfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,74 +24,15 @@ from agent_vm_tasks.errors import AgentVMError
 from agent_vm_tasks.settings import Packages, Settings
 from agent_vm_tasks.stages import Stage
 
+from .conftest import wait_until
 from .programs import calls, script
 
 if TYPE_CHECKING:
     from .conftest import Guest
 
 
-def stamps(settings: Settings) -> dict[str, str]:
-    return {stage.name: stage.stamp for stage in stages.stages(settings)}
-
-
-def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
-    assert before.keys() == after.keys()
-    return {name for name in before if before[name] != after[name]}
-
-
 def stage(name: str, settings: Settings | None = None) -> Stage:
     return next(s for s in stages.stages(settings or Settings()) if s.name == name)
-
-
-def test_stamps_are_the_same_for_the_same_settings() -> None:
-    assert stamps(Settings()) == stamps(Settings())
-    assert len(set(stamps(Settings()).values())) == len(stamps(Settings()))
-
-
-@pytest.mark.parametrize(
-    ("packages", "again"),
-    [(Packages(apt=("cowsay",)), {"packages"}), (Packages(npm=("left-pad",)), {"npm"})],
-)
-def test_another_package_makes_its_own_stage_run_again(packages: Packages, again: set[str]) -> None:
-    assert changed(stamps(Settings()), stamps(Settings(packages=packages))) == again
-
-
-@pytest.fixture
-def copy_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("templates", "common"):
-        shutil.copytree(data.root() / name, tmp_path / name)
-    monkeypatch.setattr(data, "root", lambda: tmp_path)
-    return tmp_path
-
-
-def test_a_home_file_makes_the_home_stage_run_again(copy_of_data: Path) -> None:
-    first = stamps(Settings())
-    file = copy_of_data / "common" / "homedir" / ".gitconfig"
-    os.utime(file, (1, 1))
-    assert changed(first, stamps(Settings())) == set()
-    file.write_text("[user]\n")
-    second = stamps(Settings())
-    assert changed(first, second) == {"home"}
-    file.chmod(0o755)
-    assert changed(second, stamps(Settings())) == {"home"}
-
-
-def test_a_pinned_version_makes_its_stage_run_again(copy_of_data: Path) -> None:
-    first = stamps(Settings())
-    file = copy_of_data / "common" / "packages" / "versions.txt"
-    lines = file.read_text().splitlines()
-    file.write_text("\n".join("uv=0.0.1" if line.startswith("uv=") else line for line in lines))
-    assert "node" in changed(first, stamps(Settings()))
-    assert "packages" not in changed(first, stamps(Settings()))
-
-
-def test_the_archive_of_home_files_keeps_names_and_exec_bits() -> None:
-    top = data.root() / "common" / "homedir"
-    with tarfile.open(fileobj=io.BytesIO(stages.tar(stages.home_files()))) as archive:
-        modes = {entry.name: entry.mode for entry in archive}
-    assert set(modes) == {str(p.relative_to(top)) for p in top.rglob("*") if p.is_file()}
-    assert modes[".local/bin/start-claude"] == 0o755
-    assert modes[".gitconfig"] == 0o644
 
 
 @dataclass(frozen=True)
@@ -114,7 +54,7 @@ class Sandbox:
             text = text.replace(place, f"{self.folder}{place}")
         return text
 
-    def start(self, plan: dict[str, tuple[str, str]]) -> subprocess.Popen[str]:
+    def start(self, plan: dict[str, tuple[str, str]], *args: str) -> subprocess.Popen[str]:
         """Start the runner on stages of these stamps and scripts."""
         sent = self.folder / "sent it"
         sent.mkdir(exist_ok=True)
@@ -123,13 +63,17 @@ class Sandbox:
         (sent / "plan").write_text("".join(lines))
         for name, (_, text) in plan.items():
             (sent / f"{name}.sh").write_text(text)
-        argv = ["bash", str(sent / "provision.sh")]
-        return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            ["bash", str(sent / "provision.sh"), *args],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
 
-    def run(self, plan: dict[str, tuple[str, str]]) -> tuple[int, list[str]]:
-        with self.start(plan) as child:
+    def run(
+        self, plan: dict[str, tuple[str, str]], *args: str, quiet: bool = True
+    ) -> tuple[int, list[str]]:
+        with self.start(plan, *args) as child:
             out, err = child.communicate(timeout=20)
-        assert err == ""
+        assert err == "" or not quiet
         return child.returncode, re.sub(r"(?m)^(@done .*) \d+$", r"\1", out).splitlines()
 
 
@@ -198,6 +142,48 @@ def test_stages_side_by_side_are_all_waited_for_and_one_that_fails_is_named(
     assert status == 1
     assert said[-2:] == ["@failed four", "no luck"]
     assert "@start six" not in said
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_run_that_is_killed_in_any_stage_is_resumed_there(sandbox: Sandbox, place: int) -> None:
+    names = ["one", "two", "three"]
+    hang = f"touch {sandbox.folder}/here; sleep 60"
+    plan = {name: (name, hang if at == place else "true") for at, name in enumerate(names)}
+    with sandbox.start(plan) as child:
+        wait_until((sandbox.folder / "here").exists, f"stage {place} does not begin")
+        os.killpg(child.pid, signal.SIGKILL)
+    assert not sandbox.marker.exists()
+    kept = [f"@kept {name}" for name in names[:place]]
+    began = [line for name in names[place:] for line in (f"@start {name}", f"@done {name}")]
+    assert sandbox.run({name: (name, "true") for name in names}) == (0, kept + began)
+    assert sandbox.marker.exists()
+
+
+def test_what_only_lacks_an_item_does_not_stop_what_follows(sandbox: Sandbox) -> None:
+    lacking = "echo 'not installed: x'; exit 3"
+    plan = {"one": ("1", lacking), "two": ("2", "true"), "three": ("3", "exit 1")}
+    said = ["@start one", "@failed one", "not installed: x", "@start two", "@done two"]
+    assert sandbox.run({**plan, "three": ("3", "true")})[0] == 1
+    status, lines = sandbox.run(plan)
+    assert (status, lines[:3]) == (1, said[:3])
+    assert "@kept two" in lines
+    assert not sandbox.marker.exists()
+
+
+def test_a_stage_that_cannot_be_noted_has_failed(sandbox: Sandbox) -> None:
+    stamps = sandbox.folder / "var" / "lib" / "agent-vm" / "stamps"
+    stamps.mkdir(parents=True)
+    assert sandbox.run({"one": ("1", f"mkdir {stamps}/one")}, quiet=False)[0] == 1
+    (stamps / "one").rmdir()
+    assert sandbox.run({"one": ("1", "true")}) == (0, ["@start one", "@done one"])
+
+
+def test_an_upgrade_runs_again_what_can_renew_and_tells_it_so(sandbox: Sandbox) -> None:
+    plan = {"one": ("1 renews", "echo ${UPGRADE-no}"), "two": ("2", "true")}
+    sandbox.run(plan)
+    assert sandbox.log("one") == "no\n"
+    assert sandbox.run(plan, "upgrade") == (0, ["@start one", "@done one", "@kept two"])
+    assert sandbox.log("one") == "yes\n"
 
 
 def test_a_stage_that_reads_its_input_does_not_eat_the_plan(sandbox: Sandbox) -> None:
@@ -280,6 +266,57 @@ def test_a_run_tells_what_it_does_and_whether_it_did_anything(
     said.clear()
     assert provision.run(Settings(), plan, said.append) is False
     assert said == []
+
+
+def sent(vm: Guest) -> int:
+    """How often something was sent to the guest to be run."""
+    return len([call for call in calls(programs(vm)) if call.startswith("mktemp")])
+
+
+def test_only_what_is_due_is_sent(vm: Guest) -> None:
+    large = Stage("large", "grep -q x $PROVISION_FOLDER/file", "1", files={"file": b"x" * 10**6})
+    assert provision.run(Settings(), (large,), lambda _: None)
+    assert sent(vm) == 1
+    assert not provision.run(Settings(), (large,), lambda _: None)
+    assert sent(vm) == 1
+    small = Stage("small", "test ! -e $PROVISION_FOLDER/file", "2")
+    assert provision.run(Settings(), (large, small), lambda _: None)
+    assert sent(vm) == 2
+
+
+def test_the_marker_comes_back_where_only_it_is_missing(vm: Guest, sandbox: Sandbox) -> None:
+    plan = (Stage("one", "true", "1"), Stage("two", "true", "2"))
+    provision.run(Settings(), plan, lambda _: None)
+    sandbox.marker.unlink()
+    assert not provision.run(Settings(), plan, lambda _: None)
+    assert sandbox.marker.exists()
+
+
+def test_every_stage_that_failed_is_named_on_one_line(vm: Guest) -> None:
+    plan = (Stage("one", "echo 'not installed: x (gone)'; exit 3", "1", beside=True),
+            Stage("two", "echo 'not installed: y (gone)'; exit 3", "2"),
+            Stage("three", "true", "3"))  # fmt: skip
+    with pytest.raises(AgentVMError) as caught:
+        provision.run(Settings(), plan, lambda _: None)
+    said = str(caught.value)
+    assert "in stage one: not installed: x (gone)" in said
+    assert "in stage two: not installed: y (gone)" in said
+    assert "/var/log/agent-vm/one.log" in said
+    assert "/var/log/agent-vm/two.log" in said
+    assert "\n" not in said
+    again: list[str] = []
+    plan = (Stage("one", "true", "1"), Stage("two", "true", "2"), Stage("three", "false", "3"))
+    assert provision.run(Settings(), plan, again.append)
+    assert not [line for line in again if "three" in line]
+
+
+def test_an_upgrade_takes_what_is_in_force_as_well(vm: Guest, sandbox: Sandbox) -> None:
+    plan = (Stage("one", "echo ${UPGRADE-no}", "1", renews=True), Stage("two", "true", "2"))
+    provision.run(Settings(), plan, lambda _: None)
+    said: list[str] = []
+    assert provision.run(Settings(), plan, said.append, upgrade=True)
+    assert sandbox.log("one") == "yes\n"
+    assert not [line for line in said if "two" in line]
 
 
 @pytest.mark.parametrize("end", ["\\n", ""])
@@ -403,18 +440,84 @@ def without_account(one: Stage, sandbox: Sandbox) -> Stage:
     return replace(one, script=text)
 
 
-def test_an_npm_package_that_cannot_be_had_is_named(
-    vm: Guest, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = Settings(packages=Packages(npm=("no-such-thing",)))
+@pytest.fixture
+def npm(vm: Guest, sandbox: Sandbox) -> Path:
+    """An npm that fails at names with no-such in them, and where its packages are."""
     (sandbox.folder / "etc" / "environment").write_text("A=b\n")
-    npm = 'echo "npm error 404" >&2; case "$*" in *no-such*) exit 1 ;; esac'
-    script(programs(vm), "npm", npm)
-    plan = (without_account(stage("npm", wanted), sandbox),)
-    with pytest.raises(
-        AgentVMError, match=r"stage npm: not installed: no-such-thing \(npm error 404\);"
-    ):
+    said = "npm error code E404\nnpm error 404 Not Found"
+    body = f'echo "{said}"; case "$*" in *no-such*) exit 1 ;; esac'
+    script(programs(vm), "npm", body)
+    folder = sandbox.folder / "node_modules"
+    for package in stages.npm(Settings()):
+        have(folder, stages.base_name(package), package.rpartition("@")[2])
+    return folder
+
+
+def have(modules: Path, name: str, version: str) -> None:
+    (modules / name).mkdir(parents=True, exist_ok=True)
+    (modules / name / "package.json").write_text(f'{{"name": "{name}", "version": "{version}"}}')
+
+
+def npm_stage(wanted: Settings, sandbox: Sandbox, modules: Path) -> Stage:
+    found = without_account(stage("npm", wanted), sandbox)
+    return replace(found, script=found.script.replace("/usr/local/lib/node_modules", str(modules)))
+
+
+def installs(vm: Guest, program: str) -> list[str]:
+    """What was asked for, one line a call: without the options, and what every VM gets."""
+    lines = [call.split() for call in calls(programs(vm)) if call.startswith(f"{program} ")]
+    asked = [[word for word in line if not word.startswith("--")] for line in lines]
+    return [" ".join(line[2:]) for line in asked if line[1:2] in (["install"], ["tool"])]
+
+
+def test_npm_packages_that_are_there_are_not_installed_again(
+    vm: Guest, sandbox: Sandbox, npm: Path
+) -> None:
+    wanted = Settings(packages=Packages(npm=("prettier@3.0.0", "x@^1.2", "@a/b@latest", "y", "z")))
+    for name, version in (("x", "1.3.0"), ("@a/b", "2.0.0"), ("y", "1.0.0")):
+        have(npm, name, version)
+    plan = (npm_stage(wanted, sandbox, npm),)
+    provision.run(wanted, plan, lambda _: None)
+    assert installs(vm, "npm") == ["prettier@3.0.0 z"]
+    provision.run(wanted, plan, lambda _: None, upgrade=True)
+    assert installs(vm, "npm")[1:] == ["prettier@3.0.0 x@^1.2 @a/b@latest y z"]
+
+
+def test_an_npm_package_that_cannot_be_had_is_named_and_the_others_installed(
+    vm: Guest, sandbox: Sandbox, npm: Path
+) -> None:
+    wanted = Settings(packages=Packages(npm=("no-such-thing", "left-pad")))
+    said = r"stage npm: not installed: no-such-thing \(npm error 404 Not Found\);"
+    with pytest.raises(AgentVMError, match=said):
+        provision.run(wanted, (npm_stage(wanted, sandbox, npm),), lambda _: None)
+    assert installs(vm, "npm") == ["no-such-thing left-pad", "no-such-thing", "left-pad"]
+
+
+def test_many_packages_that_cannot_be_had_are_no_wall_of_text(
+    vm: Guest, sandbox: Sandbox, npm: Path
+) -> None:
+    wanted = Settings(packages=Packages(npm=tuple(f"no-such-{n}" for n in range(9))))
+    with pytest.raises(AgentVMError, match=r"no-such-2 \([^)]*\); and 6 more;"):
+        provision.run(wanted, (npm_stage(wanted, sandbox, npm),), lambda _: None)
+
+
+def test_python_tools_that_are_there_are_not_installed_again(vm: Guest, sandbox: Sandbox) -> None:
+    (sandbox.folder / "etc" / "environment").write_text("A=b\n")
+    ours = [package.split("==") for package in stages.python(Settings())]
+    there = [*ours, ["my-thing", "1.0"], ["httpie", "3.0"]]
+    listing = "".join(f"{name} v{version}\\n- {name}\\n" for name, version in there)
+    script(programs(vm), "uv", f"""
+case "$*" in
+    "tool list") printf '{listing}' ;;
+    *gone*) echo "error: No solution found when resolving" >&2; exit 1 ;;
+esac""")  # fmt: skip
+    mine = ("My_Thing", "httpie[socks]==3.2", "gone==9", "new")
+    wanted = Settings(packages=Packages(python=mine))
+    plan = (without_account(stage("python", wanted), sandbox),)
+    with pytest.raises(AgentVMError, match=r"installed: gone==9 \(error: No solution found"):
         provision.run(wanted, plan, lambda _: None)
+    done = ["httpie[socks]==3.2", "gone==9", "new"]
+    assert installs(vm, "uv") == ["list", *(f"install {name}" for name in done)]
 
 
 def test_home_files_are_put_down_once_and_the_users_own_are_kept(

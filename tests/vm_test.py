@@ -23,7 +23,9 @@ from agent_vm_tasks.settings import Mount, Network, Provision, Settings, Vm, wit
 from .conftest import VM, commit, git
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from agent_vm_tasks.stages import Stage
 
     from .conftest import Guest, Limactl
 
@@ -408,6 +410,75 @@ def test_provisioning_that_failed_leaves_a_vm_that_is_not_ready(
     started(wanted)
     assert not results
     assert limactl.calls() == [CREATE, START]
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The stages of each provisioning, which does nothing; "fail" as the first makes it fail."""
+    told: list[str] = []
+
+    def run(_settings: Settings, wanted: Sequence[Stage], *_: object, **__: object) -> bool:
+        if told[:1] == ["fail"] and wanted[0].name.startswith("script"):
+            raise AgentVMError("provisioning failed in stage script")
+        told.append(" ".join(stage.name.partition("-")[0] for stage in wanted))
+        return False
+
+    monkeypatch.setattr(provision, "run", run)
+    return told
+
+
+ALL = "packages users node npm python tools home"
+
+
+def with_script(settings: Settings, repository: Path, text: str) -> Settings:
+    (repository / "vm.sh").write_text(text)
+    sources = {**settings.sources, "provision.script": str(repository / "agent-vm.toml")}
+    return replace(settings, provision=Provision(script="vm.sh"), sources=sources)
+
+
+def test_what_is_asked_for_later_is_installed_at_the_next_connection_once(
+    limactl: Limactl, settings: Settings, runs: list[str], repository: Path
+) -> None:
+    wanted = replace(settings, provision=Provision())
+    started(wanted)
+    assert runs == [ALL]
+    assert vm.catch_up(wanted, lambda _: None) == []
+    assert runs == [ALL]
+    more = with_script(wanted, repository, "true\n")
+    for _ in range(2):
+        assert vm.catch_up(more, lambda _: None) == []
+    assert runs == [ALL, ALL, "script"]
+    vm.catch_up(with_script(wanted, repository, "false\n"), lambda _: None)
+    assert runs[3:] == [ALL, "script"]
+    for earlier in (wanted, with_script(wanted, repository, "true\n")):
+        assert vm.catch_up(earlier, lambda _: None) == []
+    assert len(runs) == 5
+
+
+def test_what_fails_at_a_connection_is_a_warning_and_is_not_tried_at_each(
+    limactl: Limactl, settings: Settings, runs: list[str], repository: Path
+) -> None:
+    started(replace(settings, provision=Provision()))
+    runs[:] = ["fail"]
+    more = with_script(settings, repository, "exit 7\n")
+    assert vm.catch_up(more, lambda _: None) == ["provisioning failed in stage script"]
+    (told,) = vm.catch_up(more, lambda _: None)
+    assert "`agent-vm provision` tries again" in told
+    assert runs == ["fail", ALL]
+    runs.clear()
+    vm.install(more, lambda _: None)
+    assert runs == [ALL, "script"]
+    assert vm.catch_up(more, lambda _: None) == []
+
+
+def test_what_cannot_be_read_is_said_before_a_vm_is_made(
+    limactl: Limactl, settings: Settings, repository: Path
+) -> None:
+    wanted = with_script(settings, repository, "true\n")
+    (repository / "vm.sh").unlink()
+    with pytest.raises(AgentVMError, match=r"provision\.script: .* is not a file"):
+        vm.start(wanted, lambda _: None)
+    assert limactl.calls() == []
 
 
 def test_trouble_with_the_mount_is_a_warning(

@@ -55,9 +55,9 @@ def connect(c: Context, branch: str | None = None, command: str | None = None) -
     ws = _workspace(chosen, branch) if branch is not None else None
     if ws:
         workspaces.require_branchable(ws)
-    if vm.outdated(chosen):
-        vm.install(chosen, say, c)
     _running(chosen, c)
+    for line in vm.catch_up(chosen, say, c):
+        warn(line)
     status = _enter(chosen, ws, command, _after_dashes())
     if status:
         raise Exit(code=status)

@@ -48,11 +48,11 @@ for path in "${files[@]}"; do
     outcome=$(outcome_of "$path")
     case $outcome in
         replaced)
-            mkdir -p "$before/$(dirname "$path")"
+            mkdir -p "$before/$(dirname -- "$path")"
             cp --no-dereference --preserve=all -- "$path" "$before/$path"
             ;;&
         new | updated | replaced)
-            mkdir -p "$(dirname "$path")"
+            mkdir -p -- "$(dirname -- "$path")"
             cp --remove-destination --preserve=mode -- "$source/$path" "$path"
             ;;&
         new | updated | replaced | same) put[$path]=${wanted[$path]} ;;

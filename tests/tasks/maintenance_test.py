@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from agent_vm_tasks import provision, stages
+from agent_vm_tasks import provision, stages, tools
 from agent_vm_tasks.errors import AgentVMError
 from agent_vm_tasks.settings import Settings
 from agent_vm_tasks.stages import Stage
@@ -123,7 +124,7 @@ def test_ssh_config_is_one_that_ssh_takes(
     assert done.stdout == f"{guest.home}\n"
 
 
-@pytest.mark.parametrize("verb", ["ssh-config", "provision"])
+@pytest.mark.parametrize("verb", ["ssh-config", "provision", "tools", "refresh-home"])
 def test_what_needs_a_running_vm_starts_none(
     limactl: Limactl, agent_vm: Command, verb: str
 ) -> None:
@@ -157,6 +158,59 @@ def test_provision_in_a_running_vm(
     failed = agent_vm("provision")
     assert (failed.status, failed.out) == (1, "")
     assert failed.err == "agent-vm: provisioning failed in stage npm\n"
+
+
+def test_an_upgrade_shows_what_changed(
+    limactl: Limactl, guest: Guest, agent_vm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limactl.adopt(guest)
+    versions = [{("npm", "prettier"): "3.0"}, {("npm", "prettier"): "3.1", ("apt", "new"): "1"}]
+    asked: list[bool] = []
+    monkeypatch.setattr(tools, "installed", lambda _: versions.pop(0))
+    monkeypatch.setattr(provision, "run", lambda *_, upgrade: asked.append(upgrade))
+    said = agent_vm("provision", "--upgrade")
+    assert said.status == 0
+    lines = [line.split() for line in said.out.splitlines()]
+    assert lines == [["NAME", "BEFORE", "NOW"], ["new", "-", "1"], ["prettier", "3.0", "3.1"]]
+    assert asked == [True]
+    versions = [{("npm", "prettier"): "3.1"}] * 2
+    assert agent_vm("provision", "--upgrade").out == "Everything is as new as it may be.\n"
+
+
+def test_tools_is_a_table_and_one_json_list(
+    limactl: Limactl, guest: Guest, agent_vm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limactl.adopt(guest)
+    there = {("npm", "@anthropic-ai/claude-code"): "2.0\x1b[31m"}
+    monkeypatch.setattr(tools, "installed", lambda _: there)
+    wanted = stages.pins()["@anthropic-ai/claude-code"]
+    said = agent_vm("tools")
+    assert (said.status, said.err) == (0, "")
+    lines = [line.split() for line in said.out.splitlines()]
+    assert lines[0] == ["NAME", "WANTED", "INSTALLED", "KIND"]
+    assert lines[1] == ["claude", wanted, r"2.0\x1b[31m", "agent"]
+    assert ["git", "any", "-", "tool"] in lines
+    first = json.loads(agent_vm("tools", "--json").out)[0]
+    assert first == {
+        "name": "claude", "package": "@anthropic-ai/claude-code", "source": "npm",
+        "kind": "agent", "wanted": wanted, "installed": "2.0\x1b[31m",
+    }  # fmt: skip
+
+
+def test_refresh_home_tells_of_each_file_what_it_did(
+    limactl: Limactl, guest: Guest, agent_vm: Command
+) -> None:
+    limactl.adopt(guest)
+    (guest.home / ".gitconfig").write_text("mine\n")
+    said = agent_vm("refresh-home")
+    assert said.status == 0
+    assert ".claude.json: added\n" in said.out
+    assert ".gitconfig: left: changed inside (--force replaces it, after a copy)\n" in said.out
+    assert said.out.endswith("0 files are up to date.\n")
+    forced = agent_vm("refresh-home", "--force").out
+    assert ".gitconfig: replaced; a copy is in ~/.agent-vm/home-before of the VM\n" in forced
+    (copy,) = (guest.home / ".agent-vm" / "home-before").rglob(".gitconfig")
+    assert copy.read_text() == "mine\n"
 
 
 def test_provision_shows_a_failure_of_the_real_thing_escaped(

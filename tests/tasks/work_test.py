@@ -9,6 +9,7 @@ import pytest
 
 from agent_vm_tasks import guest as ssh_guest
 from agent_vm_tasks import settings, workspaces
+from agent_vm_tasks import vm as life
 from tests.conftest import VM, commit, git, make_repository
 
 if TYPE_CHECKING:
@@ -51,6 +52,15 @@ def test_connect_makes_what_is_missing_and_runs_in_the_workspace(
     assert git(repository, "rev-parse", "fix") == git(repository, "rev-parse", "main")
     assert (vm.workspaces / "app-fix" / "README").read_text() == "hello\n"
     assert git(repository, "branch", "--show-current") == "main"
+
+
+def test_connect_warns_of_what_could_not_be_installed_and_goes_in(
+    vm: Guest, repository: Path, agent_vm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(life, "catch_up", lambda *_: ["provisioning failed in stage script-1"])
+    said = agent_vm("connect", "fix", "--command", "cat README; exit 5")
+    assert (said.status, said.out) == (5, "hello\n")
+    assert "warning: provisioning failed in stage script-1\n" in said.err
 
 
 def test_connect_creates_the_vm_as_well(
