@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__, data, host, lima_archive, render
+from . import data, host, lima_archive, render
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Stage:
 
 def stages(settings: Settings) -> tuple[Stage, ...]:
     """Every stage that a kept disk may hold, in the order they run."""
+    from . import __version__  # the package itself loads the command line
+
     versions, chosen = pins(), settings.packages
     home = {"home.tar": tar(home_files()), "home-files.sh": _script("home-files.sh")}
     tools = {

@@ -83,7 +83,7 @@ def test_what_is_installed_is_in_the_stamp_and_edits_of_agent_vm_are_not(
     other_machine = stage().stamp
     monkeypatch.setattr(lima_archive, "VERSION", "2.9.0")
     other_lima = stage().stamp
-    monkeypatch.setattr(stages, "__version__", "9.9")
+    monkeypatch.setattr("agent_vm_tasks.__version__", "9.9")
     assert len({before, other_machine, other_lima, stage().stamp}) == 4
 
 
