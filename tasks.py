@@ -53,9 +53,10 @@ def test(c: Context, vm: bool = True, only: str = "") -> None:
     help={
         "runs": "how often each command is timed; the median counts",
         "boot": "time a start instead (stops the VM twice)",
+        "provision": "time the downloads instead (removes and installs agents and tools twice)",
     }
 )
-def bench(_c: Context, runs: int = 7, boot: bool = False) -> None:
+def bench(_c: Context, runs: int = 7, boot: bool = False, provision: bool = False) -> None:
     """Time the commands against their floors, on the running VM.
 
     Example: invoke bench
@@ -63,7 +64,7 @@ def bench(_c: Context, runs: int = 7, boot: bool = False) -> None:
     from agent_vm_tasks.tasks._edge import guarded
     from tests import bench as benchmarks
 
-    guarded(benchmarks.run)(runs, boot=boot)
+    guarded(benchmarks.run)(runs, boot=boot, provision=provision)
 
 
 def _programs(c: Context) -> None:

@@ -32,12 +32,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Golden:
-    """A kept disk: what it was made from, its stages' stamps, and its size (`disk`, in MiB)."""
+    """A kept disk: what it was made from and how, its stages' stamps, its size (`disk`, in MiB)."""
 
     folder: Path
     base: str
     stamps: Mapping[str, str]
     disk: int
+    recipe: str = image.RECIPE
 
     @property
     def made(self) -> str:
@@ -52,18 +53,21 @@ class Golden:
 
 
 def prefer(settings: Settings, images: Sequence[Image], say: Say) -> tuple[Image, ...]:
-    """The best kept disk made from the first of these images, else the images themselves."""
+    """The kept disk that has most of what is wanted, as the only image; none when none fits.
+
+    One that was made from an earlier list of Debian packages fits as well: what is new is added.
+    """
     wanted = _stamps(settings)
     fitting = [
-        kept
+        (kept, found)
         for kept in kept_disks()
-        if kept.base == _base(images[0]) and kept.disk <= settings.vm.disk
+        if kept.disk <= settings.vm.disk and (found := _image(kept, images[0]))
     ]
     if not settings.provision.enabled or not fitting:
-        return tuple(images)
-    best = max(fitting, key=lambda kept: len(kept.stamps.items() & wanted.items()))
+        return ()
+    _, best = max(fitting, key=lambda pair: len(pair[0].stamps.items() & wanted.items()))
     say("using the provisioned disk of an earlier VM")
-    return (_image(best, images[0]),)
+    return (best,)
 
 
 def kept_disks() -> list[Golden]:
@@ -88,7 +92,7 @@ def keep(settings: Settings, instance: Instance, say: Say) -> bool:
     folder = _cache() / _key(base, stamps, instance.disk)
     if folder.exists():
         return False
-    say("keeping the provisioned disk for later VMs")
+    say("keeping the provisioned disk for later VMs (`agent-vm prune` removes old ones)")
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="keep-", dir=folder.parent))
     try:
@@ -150,8 +154,18 @@ def _copied(name: str, disk: Path, target: Path) -> bool:
     return frozen
 
 
-def _image(kept: Golden, base: Image) -> Image:
-    return replace(base, location=str(kept.folder / "disk.qcow2"), digest="")
+def _image(kept: Golden, base: Image) -> Image | None:
+    """How to boot the kept disk: by the kernel that lies beside the image it was made from."""
+    beside = Path(kept.base).parent
+    if kept.base != _base(base) and not (base.kernel and kept.recipe == image.RECIPE):
+        return None
+    disk = str(kept.folder / "disk.qcow2")
+    if not base.kernel:
+        return replace(base, location=disk, digest="")
+    kernel, initrd = (beside / Path(path).name for path in (base.kernel, base.initrd))
+    if not kernel.is_file() or not initrd.is_file():
+        return None
+    return replace(base, location=disk, digest="", kernel=str(kernel), initrd=str(initrd))
 
 
 def _stamps(settings: Settings) -> dict[str, str]:
@@ -188,6 +202,7 @@ def _plain(kept: Golden) -> dict[str, object]:
 def _read(path: Path) -> Golden | None:
     try:
         entry = json.loads(path.read_text("utf-8"))
-        return Golden(path.parent, str(entry["base"]), dict(entry["stamps"]), int(entry["disk"]))
+        return Golden(path.parent, str(entry["base"]), dict(entry["stamps"]), int(entry["disk"]),
+                      str(entry["recipe"]))  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError):
         return None

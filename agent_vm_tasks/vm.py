@@ -227,6 +227,7 @@ def destroy(settings: Settings) -> bool:
     lima.stop(name, force=True)
     lima.delete(name)
     _ready_mark(name).unlink(missing_ok=True)
+    _unused_mark(name).unlink(missing_ok=True)
     guest.config(name).unlink(missing_ok=True)
     guest.known_hosts(name).unlink(missing_ok=True)
     return True
@@ -271,7 +272,8 @@ def _create(settings: Settings, say: Say) -> Instance:
     fit, told = fitted(settings)
     for line in told:
         say(line)
-    images = golden.prefer(fit, image.choose(fit, say), say)
+    planned = image.choose(fit, say, build=False)
+    images = golden.prefer(fit, planned, say) or image.choose(fit, say)
     sizes = [_amount(key, getattr(fit.vm, key)) for key in ("cpus", "memory", "disk")]
     say(f"creating the VM {name}: {', '.join(sizes)}")
     private, public = _host_key()
@@ -287,6 +289,7 @@ def _create(settings: Settings, say: Say) -> Instance:
 def _created(name: str, yaml: str) -> Instance:
     """Create the instance and look at what Lima made of it; what it should not be is deleted."""
     lima.create(name, yaml)
+    _unused_mark(name).touch()
     created = lima.find(name)
     if created is None:
         raise AgentVMError(f"limactl created {name}, but does not list it")
@@ -415,8 +418,9 @@ def _install(settings: Settings, instance: Instance, say: Say, c: Context | None
     if provision.run(settings, stages.stages(settings), say, c):
         guest.disconnect(instance.name)  # the groups of a session are those of its login
         guest.warm_up(instance.name)
-        if not _ready_mark(instance.name).exists():
+        if _unused_mark(instance.name).exists():
             warnings = _keep(settings, instance, say)
+    _unused_mark(instance.name).unlink(missing_ok=True)
     _note(instance.name, "provisioned")
     if own := stages.personal(settings):
         provision.run(settings, own, say, c)
@@ -519,6 +523,11 @@ def _inventory(name: str) -> tuple[tuple[Row, ...], str]:
 
 def _ready_mark(name: str) -> Path:
     return state.folder(name) / "ready"
+
+
+def _unused_mark(name: str) -> Path:
+    """There until the first provisioning is through: nobody can have worked in the VM before."""
+    return state.folder(name) / "unused"
 
 
 def ensure_mounted(settings: Settings) -> list[str]:

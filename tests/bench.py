@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,17 @@ from agent_vm_tasks import console, guest, settings, vm
 from agent_vm_tasks.errors import AgentVMError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from agent_vm_tasks.stages import Stage
 
 BIN = Path(sys.executable).parent
 BRANCH = "bench"
+REMOVE = """
+cd /var/lib/agent-vm/stamps && rm -f node npm python tools nested
+rm -rf /opt/uv-tools /usr/local/lib/node_modules /root/.npm /root/.cache
+rm -rf /usr/local/bin/* /usr/local/share/lima /usr/local/lib/python3*/dist-packages/uv*
+"""
 EMPTY = """
 from invoke import task
 
@@ -93,13 +101,19 @@ def void(_: object) -> None:
     return
 
 
-def run(runs: int, *, boot: bool = False) -> None:
+def run(runs: int, *, boot: bool = False, provision: bool = False) -> None:
     """Print the table; with `boot` that of a start instead, against Lima's own of the same disk.
 
-    Raises AgentVMError when the VM is not running.
+    With `provision` that of the downloads, removed and installed again: one stage after another,
+    and side by side. Raises AgentVMError when the VM is not running.
     """
     if boot:
-        print(console.table(("COMMAND", "S", "FLOOR S", "RATIO"), [boots(settings.load())]))
+        rows = [boots(settings.load()), creates(settings.load())]
+        print(console.table(("COMMAND", "S", "FLOOR S", "RATIO"), rows))
+        return
+    if provision:
+        head = ("STAGE", "ONE AFTER ANOTHER S", "SIDE BY SIDE S")
+        print(console.table(head, downloads(settings.load())))
         return
     name = settings.load().vm.name
     vm.require_running(name)
@@ -130,6 +144,67 @@ def boots(chosen: settings.Settings) -> tuple[object, ...]:
     vm.start(chosen, console.say)
     taken = time.perf_counter() - began
     return ("agent-vm start", f"{taken:.0f}", f"{floor:.0f}", f"{taken / floor:.2f}")
+
+
+def creates(chosen: settings.Settings) -> tuple[object, ...]:
+    """A VM from the kept disk, in seconds: by us, then by limactl alone from the same YAML."""
+    from agent_vm_tasks import host, lima, process
+
+    alone = replace(
+        chosen,
+        vm=replace(chosen.vm, name=f"{chosen.vm.name}-bench"),
+        mount=replace(chosen.mount, enabled=False),
+    )
+    name = alone.vm.name
+    slow, _ = vm._acceleration(chosen)
+    try:
+        began = time.perf_counter()
+        vm.start(alone, console.say)
+        taken = time.perf_counter() - began
+        made = vm.require_exists(name)
+        yaml = lima.asked(made)
+        lima.stop(name, force=True)
+        lima.delete(name)
+        began = time.perf_counter()
+        lima.create(name, yaml)
+        plain = [host.limactl(), "start", "--tty=false", "--timeout=30m", name]
+        env = {**lima.environment(), **slow}
+        process.run(plain, env=env, cwd="/", user=host.service_user())
+        floor = time.perf_counter() - began
+    finally:
+        vm.destroy(alone)
+    return ("start after destroy", f"{taken:.0f}", f"{floor:.0f}", f"{taken / floor:.2f}")
+
+
+def downloads(chosen: settings.Settings) -> list[tuple[object, ...]]:
+    """Seconds of each stage that downloads, in both orders, and of all together."""
+    from agent_vm_tasks import stages
+
+    wanted = stages.stages(chosen)
+    after, beside = (installed(chosen, order) for order in (
+        [replace(stage, beside=False) for stage in wanted], wanted,
+    ))  # fmt: skip
+    ratio = f"{after['all'] / beside['all']:.2f} times faster"
+    rows = [(name, f"{seconds:.0f}", f"{beside[name]:.0f}") for name, seconds in after.items()]
+    return [*rows, ("", "", ratio)]
+
+
+def installed(chosen: settings.Settings, wanted: Sequence[Stage]) -> dict[str, float]:
+    """Remove what the stages downloaded, install it again; seconds by stage and for all."""
+    from agent_vm_tasks import provision
+
+    name, taken = chosen.vm.name, {}
+    vm.require_running(name)
+    subprocess.run([*guest.ssh(name), f"sudo sh -c {shlex.quote(REMOVE)}"], check=True)
+
+    def hear(line: str) -> None:
+        console.say(line)
+        if found := re.fullmatch(r" *installed: (\S+) (\d+) s", line):
+            taken[found[1]] = float(found[2])
+
+    began = time.perf_counter()
+    provision.run(chosen, wanted, hear)
+    return {**taken, "all": time.perf_counter() - began}
 
 
 def prepare(bench: Bench) -> None:

@@ -15,8 +15,22 @@ from agent_vm_tasks.settings import Packages, Provision, Settings, Vm
 
 from .programs import script
 
-BASE = Image("/images/disk.qcow2", kernel="/images/vmlinuz", initrd="/images/initrd.img")
+CLOUD = Image("https://images/disk.qcow2", digest="sha512:00")
 DISK = 100 * 1024
+
+
+@pytest.fixture
+def base(home: Path) -> Image:
+    """An image built here, with its kernel beside it."""
+    return built(home / "cache" / "images" / "debian-13-1")
+
+
+def built(folder: Path) -> Image:
+    folder.mkdir(parents=True)
+    for name in ("disk.qcow2", "vmlinuz", "initrd.img"):
+        (folder / name).write_text(name)
+    return Image(str(folder / "disk.qcow2"), kernel=str(folder / "vmlinuz"),
+                 initrd=str(folder / "initrd.img"))  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -29,65 +43,84 @@ def stamps(settings: Settings) -> dict[str, str]:
     return {stage.name: stage.stamp for stage in stages.stages(settings)}
 
 
-def kept(cache: Path, name: str, settings: Settings, base: str = BASE.location) -> Path:
+def kept(
+    cache: Path, name: str, settings: Settings, base: Image, recipe: str = image.RECIPE
+) -> Path:
     folder = cache / name
     folder.mkdir(parents=True)
     (folder / "disk.qcow2").write_bytes(b"x" * 8192)
-    entry = {"base": base, "stamps": stamps(settings), "disk": settings.vm.disk}
+    entry = {"base": base.digest or base.location, "stamps": stamps(settings),
+             "disk": settings.vm.disk, "recipe": recipe}  # fmt: skip
     (folder / "golden.json").write_text(json.dumps(entry))
     return folder
 
 
-def test_without_a_kept_disk_the_images_stay() -> None:
-    assert golden.prefer(Settings(), [BASE], print) == (BASE,)
+def test_without_a_kept_disk_there_is_none(base: Image) -> None:
+    assert golden.prefer(Settings(), [base], print) == ()
 
 
 def test_a_kept_disk_takes_the_place_of_its_image_and_boots_by_the_same_kernel(
-    cache: Path,
+    cache: Path, base: Image
 ) -> None:
-    folder = kept(cache, "one", Settings())
-    (chosen,) = golden.prefer(Settings(), [BASE], print)
-    assert chosen == replace(BASE, location=str(folder / "disk.qcow2"))
+    folder = kept(cache, "one", Settings(), base)
+    (chosen,) = golden.prefer(Settings(), [base], print)
+    assert chosen == replace(base, location=str(folder / "disk.qcow2"))
 
 
-def test_the_disk_with_most_in_common_is_chosen(cache: Path) -> None:
+def test_a_kept_disk_of_a_downloaded_image_boots_by_itself(cache: Path) -> None:
+    folder = kept(cache, "one", Settings(), CLOUD)
+    (chosen,) = golden.prefer(Settings(), [CLOUD], print)
+    assert chosen == Image(str(folder / "disk.qcow2"))
+
+
+def test_the_disk_with_most_in_common_is_chosen(cache: Path, base: Image) -> None:
     wanted = Settings(packages=Packages(npm=("left-pad",)))
-    kept(cache, "far", Settings(packages=Packages(apt=("a2ps",), npm=("x",), python=("y",))))
-    near = kept(cache, "near", Settings())
-    (chosen,) = golden.prefer(wanted, [BASE], print)
+    far = Settings(packages=Packages(apt=("a2ps",), npm=("x",), python=("y",)))
+    kept(cache, "far", far, base)
+    near = kept(cache, "near", Settings(), base)
+    (chosen,) = golden.prefer(wanted, [base], print)
     assert Path(chosen.location).parent == near
 
 
-@pytest.mark.parametrize(
-    ("settings", "base"),
-    [
-        (Settings(), "/another/disk.qcow2"),
-        (Settings(vm=Vm(disk=DISK + 1)), BASE.location),
-    ],
-)
-def test_a_disk_of_another_image_or_too_large_is_not_taken(
-    cache: Path, settings: Settings, base: str
+def test_a_disk_made_from_other_packages_of_debian_is_taken_with_its_own_kernel(
+    cache: Path, base: Image, home: Path
 ) -> None:
-    kept(cache, "one", settings, base)
-    assert golden.prefer(Settings(), [BASE], print) == (BASE,)
+    older = built(home / "cache" / "images" / "debian-13-0")
+    folder = kept(cache, "one", Settings(), older)
+    (chosen,) = golden.prefer(Settings(), [base], print)
+    assert chosen == replace(older, location=str(folder / "disk.qcow2"))
 
 
-def test_where_provisioning_is_off_no_provisioned_disk_is_taken(cache: Path) -> None:
-    kept(cache, "one", Settings())
+def test_a_disk_that_cannot_be_booted_or_differs_in_kind_is_not_taken(
+    cache: Path, base: Image, home: Path
+) -> None:
+    older = built(home / "cache" / "images" / "debian-13-0")
+    kept(cache, "recipe", Settings(), older, recipe="0")
+    kept(cache, "cloud", Settings(), CLOUD)
+    kept(cache, "large", Settings(vm=Vm(disk=DISK + 1)), base)
+    gone = built(home / "cache" / "images" / "debian-13-9")
+    kept(cache, "gone", Settings(), gone)
+    Path(gone.kernel).unlink()
+    assert golden.prefer(Settings(), [base], print) == ()
+    assert golden.prefer(Settings(), [replace(CLOUD, digest="sha512:11")], print) == ()
+
+
+def test_where_provisioning_is_off_no_provisioned_disk_is_taken(cache: Path, base: Image) -> None:
+    kept(cache, "one", Settings(), base)
     off = Settings(provision=Provision(enabled=False))
-    assert golden.prefer(off, [BASE], print) == (BASE,)
+    assert golden.prefer(off, [base], print) == ()
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"base": "x"}'])
-def test_a_half_written_entry_does_not_count(cache: Path, text: str) -> None:
-    folder = kept(cache, "one", Settings())
+def test_a_half_written_entry_does_not_count(cache: Path, base: Image, text: str) -> None:
+    folder = kept(cache, "one", Settings(), base)
     (folder / "golden.json").write_text(text)
     assert golden.kept_disks() == []
 
 
-def test_prune_removes_what_differs_and_counts_it(cache: Path) -> None:
-    current = kept(cache, "current", Settings())
-    kept(cache, "old", Settings(packages=Packages(apt=("a2ps",))))
+def test_prune_removes_what_differs_and_counts_it(cache: Path, base: Image) -> None:
+    current = kept(cache, "current", Settings(), base)
+    kept(cache, "old", Settings(packages=Packages(apt=("a2ps",))), base)
     assert golden.prune(Settings()) >= 8192
     assert [entry.folder for entry in golden.kept_disks()] == [current]
 

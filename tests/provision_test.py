@@ -418,7 +418,7 @@ def test_only_missing_debian_packages_are_installed(
     plan = (stage("packages", wanted),)
     assert provision.run(wanted, plan, lambda _: None)
     assert [call for call in calls(programs(vm)) if call.startswith("apt-get")] == [
-        "apt-get update",
+        "apt-get update --error-on=any",
         "apt-get install -y --no-install-recommends -- cowsay sl=5.02-1",
     ]
 
@@ -491,6 +491,24 @@ def test_an_npm_package_that_cannot_be_had_is_named_and_the_others_installed(
     with pytest.raises(AgentVMError, match=said):
         provision.run(wanted, (npm_stage(wanted, sandbox, npm),), lambda _: None)
     assert installs(vm, "npm") == ["no-such-thing left-pad", "no-such-thing", "left-pad"]
+
+
+def test_without_a_network_npm_is_asked_once(vm: Guest, sandbox: Sandbox, npm: Path) -> None:
+    said = "npm error code EAI_AGAIN\nnpm error request to https://registry failed, EAI_AGAIN"
+    script(programs(vm), "npm", f'echo "{said}"; exit 1')
+    wanted = Settings(packages=Packages(npm=("left-pad", "is-odd")))
+    with pytest.raises(AgentVMError, match="stage npm: npm error request to https://registry fail"):
+        provision.run(wanted, (npm_stage(wanted, sandbox, npm),), lambda _: None)
+    assert installs(vm, "npm") == ["left-pad is-odd"]
+
+
+def test_a_mirror_that_does_not_answer_is_named(vm: Guest) -> None:
+    wanted = Settings(packages=Packages(apt=("cowsay",)))
+    apt(vm, "")
+    said = "Err:1 http://m trixie\nE: Failed to fetch http://m/d  404\nE: Some index files failed."
+    script(programs(vm), "apt-get", f'echo "{said}"; exit 100')
+    with pytest.raises(AgentVMError, match="stage packages: E: Failed to fetch http://m/d  404;"):
+        provision.run(wanted, (stage("packages", wanted),), lambda _: None)
 
 
 def test_many_packages_that_cannot_be_had_are_no_wall_of_text(

@@ -14,8 +14,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from agent_vm_tasks import (
+    golden,
+    host,
+    image,
+    lima,
+    mount,
+    process,
+    provision,
+    render,
+    stages,
+    state,
+    vm,
+)
 from agent_vm_tasks import guest as ssh_guest
-from agent_vm_tasks import host, image, lima, mount, process, provision, render, stages, state, vm
 from agent_vm_tasks.errors import AgentVMError, UsageError
 from agent_vm_tasks.image import Image
 from agent_vm_tasks.settings import Mount, Network, Provision, Settings, Vm, with_vm
@@ -410,6 +422,34 @@ def test_provisioning_that_failed_leaves_a_vm_that_is_not_ready(
     started(wanted)
     assert not results
     assert limactl.calls() == [CREATE, START]
+
+
+def test_only_a_vm_that_nobody_can_have_worked_in_has_its_disk_kept(
+    limactl: Limactl, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[str] = []
+    trouble = [AgentVMError("in stage npm")]
+
+    def run(*_: object, **__: object) -> bool:
+        if trouble:
+            raise trouble.pop()
+        return True
+
+    monkeypatch.setattr(provision, "run", run)
+    monkeypatch.setattr(golden, "keep", lambda *_: kept.append("disk"))
+    wanted = replace(settings, provision=Provision(enabled=True))
+    with pytest.raises(AgentVMError, match="in stage npm"):
+        started(wanted)
+    assert kept == []
+    for _ in range(2):
+        started(wanted)
+        assert kept == ["disk"]
+    vm.stop(wanted, lambda _: None)
+    started(wanted)
+    assert kept == ["disk"]
+    vm.destroy(wanted)
+    started(wanted)
+    assert kept == ["disk", "disk"]
 
 
 @pytest.fixture

@@ -70,6 +70,30 @@ class User:
         return top
 
 
+ORDER = ("main_job", "guest_work", "provision", "secrets", "nested", "kept_disk")
+"""The files share one VM: the first sees it made, the last destroys it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    ours = [item for item in items if item.path.parent == here]
+    ours.sort(key=lambda item: ORDER.index(item.path.stem.removesuffix("_test")))
+    items[:] = [item for item in items if item not in ours] + ours
+
+
+def inside(vm: User, command: str, cwd: Path | None = None, branch: str = "") -> str:
+    """What a command prints in the VM, or in a branch's workspace."""
+    return vm.agent_vm("connect", *([branch] if branch else []), "--command", command, cwd=cwd)
+
+
+def lima_home(user: User) -> Path:
+    """Where Lima keeps its instances."""
+    from agent_vm_tasks import host
+
+    named = user.env.get("LIMA_HOME")
+    return Path(named) if named else host.service_home() / ".lima"
+
+
 @pytest.fixture(scope="session")
 def user() -> Iterator[User]:
     home = Path(tempfile.mkdtemp(prefix="av", dir="/tmp"))

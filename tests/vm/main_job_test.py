@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import CHECKOUT, INVOKE, NAME, PROGRAM, User
+from .conftest import CHECKOUT, INVOKE, NAME, PROGRAM, User, inside, lima_home
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.vm
 
@@ -18,11 +20,6 @@ pytestmark = pytest.mark.vm
 @pytest.fixture(scope="module")
 def project(user: User) -> Path:
     return user.repository("project")
-
-
-def inside(vm: User, command: str, cwd: Path | None = None, branch: str = "") -> str:
-    """What a command prints in the VM, or in a branch's workspace."""
-    return vm.agent_vm("connect", *([branch] if branch else []), "--command", command, cwd=cwd)
 
 
 def test_status_without_a_vm_says_so_and_creates_none(user: User) -> None:
@@ -169,21 +166,6 @@ def test_a_second_start_installs_nothing_and_is_quick(vm: User) -> None:
     assert "installing" not in done.stderr
 
 
-def test_a_failed_stage_is_named_and_the_next_start_resumes_there(vm: User, project: Path) -> None:
-    settings = project / "agent-vm.toml"
-    settings.write_text('[packages]\napt = ["no-such-package-at-all"]\n')
-    said = vm.fails("provision", cwd=project)
-    assert "stage packages" in said
-    assert "no-such-package-at-all" in said
-    assert "/var/log/agent-vm/packages.log" in said
-    assert "missing" in inside(vm, "test -e /etc/agent-environment && echo there || echo missing")
-    settings.unlink()
-    done = vm.run(PROGRAM, "provision", cwd=project)
-    assert done.returncode == 0
-    assert "installing: npm" not in done.stderr
-    assert "agent-vm" in inside(vm, "cat /etc/agent-environment")
-
-
 def test_flags_for_an_existing_vm_are_told(vm: User) -> None:
     done = vm.run(PROGRAM, "start", "--disk", "200")
     assert done.returncode == 0
@@ -245,32 +227,3 @@ def test_clean_with_force_deletes_the_workspace_and_keeps_the_branch(
     assert vm.git("log", "-1", "--format=%s", "fix", cwd=project) == "second"
     vm.agent_vm("clean-all", "--force")
     assert "Workspaces: none" in vm.agent_vm("status")
-
-
-def test_the_next_vm_starts_from_the_kept_disk_without_installing_anything(vm: User) -> None:
-    was = inside(vm, "cat /etc/machine-id; cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub")
-    vm.agent_vm("destroy", "--force")
-    done = vm.run(PROGRAM, "start")
-    assert done.returncode == 0
-    assert "using the provisioned disk" in done.stderr
-    assert "installing" not in done.stderr
-    now = inside(vm, "cat /etc/machine-id; cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub")
-    assert not set(was.split()) & set(now.split())
-    assert inside(vm, "claude --version; ls ~/workspace").endswith("(Claude Code)\n")
-
-
-def test_destroy_leaves_no_vm_no_process_and_no_mount(vm: User) -> None:
-    vm.agent_vm("destroy", "--force")
-    assert vm.agent_vm("status").strip() == "State: Does not exist"
-    listed = subprocess.run(["ps", "-A", "-ww", "-o", "args="], capture_output=True, text=True,
-                            check=True).stdout  # fmt: skip
-    assert f"/{NAME}/" not in listed
-    assert str(vm.home) not in listed
-    assert str(vm.home) not in Path("/proc/self/mountinfo").read_text()
-
-
-def lima_home(user: User) -> Path:
-    from agent_vm_tasks import host
-
-    named = user.env.get("LIMA_HOME")
-    return Path(named) if named else host.service_home() / ".lima"

@@ -15,15 +15,12 @@ import pytest
 
 from agent_vm_tasks import __version__, host, lima_archive
 
+from .conftest import inside
+
 if TYPE_CHECKING:
     from .conftest import User
 
 pytestmark = pytest.mark.vm
-
-
-def inside(vm: User, command: str) -> str:
-    """What a command prints in the VM, as its ordinary user."""
-    return vm.agent_vm("connect", "--command", command)
 
 
 def test_lima_is_there_in_a_login_shell_and_in_a_plain_command(vm: User) -> None:
