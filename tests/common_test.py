@@ -23,7 +23,7 @@ START_CLAUDE = HOME / ".local/bin/start-claude"
 STATUS_LINE = HOME / ".claude/statusline-command.sh"
 INSTALL_TOOLS = COMMON / "scripts/install-tools.sh"
 SCRIPTS = [START_CLAUDE, STATUS_LINE, INSTALL_TOOLS]
-TOOLS = {"node", "uv", "go", "lima"}
+TOOLS = {"node", "uv", "go"}
 SECRET = "s3cr3t-token"  # noqa: S105  not one
 
 
@@ -121,10 +121,6 @@ def test_the_promised_variables_are_passed_and_no_others_of_tests() -> None:
         "ANTHROPIC_MODEL": "claude-3-5-sonnet-20241022",
         "CLOUD_ML_REGION": "us-central1",
     }
-
-
-def test_nested_lima_is_new_enough_to_keep_its_guest_from_the_ssh_port() -> None:
-    assert tuple(int(part) for part in pins()["lima"].split(".")) >= (2, 2, 0)
 
 
 # --- files of the home folder ----------------------------------------------------------------
@@ -715,7 +711,7 @@ class Guest:
         self.log = folder / "calls"
         self.prefix = folder / "prefix"
         self.versions = folder / "versions.txt"
-        self.versions.write_text("# pins\ngo=1.99.1\nhadolint-bin=9.8.7\nlima=2.2.0\n")
+        self.versions.write_text("# pins\ngo=1.99.1\nhadolint-bin=9.8.7\n")
         self.env = {
             "PATH": f"{folder}/bin:/usr/bin:/bin",
             "PREFIX": str(self.prefix),
@@ -798,5 +794,5 @@ def test_a_tool_without_a_pin_is_refused_by_name(guest: Guest) -> None:
 def test_an_unknown_tool_is_refused_and_the_known_ones_are_told(guest: Guest) -> None:
     done = guest.install("emacs", "hadolint")
     assert done.returncode == 1
-    assert "there is no tool emacs; choose from go, hadolint, lima" in done.stderr
+    assert "there is no tool emacs; choose from go, hadolint" in done.stderr
     assert (guest.prefix / "bin/hadolint").exists()

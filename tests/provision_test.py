@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_vm_tasks import data, provision, stages
+from agent_vm_tasks import data, lima_archive, provision, stages
 from agent_vm_tasks.errors import AgentVMError
 from agent_vm_tasks.settings import Packages, Settings
 from agent_vm_tasks.stages import Stage
@@ -364,6 +364,27 @@ kill -9 $pid
     with pytest.raises(AgentVMError, match="stage one"):
         provision.run(Settings(), plan, lambda _: None)
     assert time.monotonic() - began < 10
+
+
+def test_a_stage_whose_files_cannot_be_had_is_left_out_and_is_due_the_next_time(
+    vm: Guest, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> Path:
+        raise AgentVMError("no network")
+
+    monkeypatch.setattr(lima_archive, "archive", fails)
+    plan = (Stage("one", "true", "1"), Stage("nested", "cat $PROVISION_FOLDER/lima.tar.gz", "2"))
+    said: list[str] = []
+    assert provision.run(Settings(), plan, said.append) is True
+    assert any("no Lima for VMs inside it: no network" in line for line in said)
+    assert sandbox.marker.exists()
+    assert provision.run(Settings(), plan, said.append) is False
+    archive = sandbox.folder / "lima"
+    archive.write_text("content\n")
+    monkeypatch.setattr(lima_archive, "archive", lambda *_: archive)
+    assert provision.run(Settings(), plan, said.append) is True
+    assert sandbox.log("nested") == "content\n"
+    assert provision.run(Settings(), plan, said.append) is False
 
 
 def apt(guest: Guest, known: str) -> None:

@@ -467,7 +467,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return told
 
 
-ALL = "packages users node npm python tools home"
+ALL = "packages users node npm python nested tools home"
 
 
 def with_script(settings: Settings, repository: Path, text: str) -> Settings:
