@@ -568,7 +568,8 @@ def test_users_can_be_set_up_again_without_harm(sandbox: Sandbox) -> None:
     (sandbox.folder / "etc" / "bash.bashrc").write_text("# Debian's\n")
     folder = sandbox.folder / "bin"
     folder.mkdir()
-    script(folder, "usermod")
+    for name in ("usermod", "loginctl", "runuser"):
+        script(folder, name)
     script(folder, "getent", '[ "$2" = docker ]')
     text = without_account(stage("users"), sandbox).script
     env = {"PATH": f"{folder}:{os.environ['PATH']}"}
