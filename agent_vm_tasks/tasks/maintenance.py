@@ -10,7 +10,7 @@ from pathlib import Path
 from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.tasks import task
 
-from agent_vm_tasks import checks, guest, lima, vm
+from agent_vm_tasks import checks, creation, guest, lima, vm
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks import tools as tools_core
 from agent_vm_tasks.console import printable, say, table
@@ -126,7 +126,7 @@ def render(_context: Context, output: str | None = None) -> None:
 
     Example: render --output /tmp/vm
     """
-    for name, text in vm.rendered(configuration.load(), say).items():
+    for name, text in creation.rendered(configuration.load(), say).items():
         if output is None:
             print(f"# ---- {name}\n{text}")
         else:
