@@ -571,6 +571,8 @@ def test_users_can_be_set_up_again_without_harm(sandbox: Sandbox) -> None:
     for name in ("usermod", "loginctl", "runuser"):
         script(folder, name)
     script(folder, "getent", '[ "$2" = docker ]')
+    script(folder, "loginctl")
+    script(folder, "runuser", "exit 1")  # as where the package with the bus could not be had
     text = without_account(stage("users"), sandbox).script
     env = {"PATH": f"{folder}:{os.environ['PATH']}"}
     for _ in range(2):
@@ -578,6 +580,7 @@ def test_users_can_be_set_up_again_without_harm(sandbox: Sandbox) -> None:
     assert (sandbox.folder / "etc" / "subuid").read_text() == "agent:200000:65536\n"
     assert "usermod -aG docker agent" in calls(folder)
     assert "usermod -aG kvm agent" not in calls(folder)
+    assert "loginctl enable-linger agent" in calls(folder)
     lines = (sandbox.folder / "etc" / "environment").read_text().splitlines()
     environment = dict(line.partition("=")[::2] for line in lines)
     assert environment["PATH"].startswith(f'"{sandbox.folder}/home/.local/bin:')
