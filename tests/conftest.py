@@ -287,6 +287,26 @@ def limactl(
     remove(folder)
 
 
+WORKS = host.Kvm(works=True, reason="a guest ran on it")
+
+
+def a_host(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    cpus: int = 8,
+    memory: int = 16384,
+    kvm: host.Kvm = WORKS,
+    qemu: tuple[int, int, int] | None = (10, 0, 2),
+    arch: str = "x86_64",
+) -> None:
+    monkeypatch.setattr(host, "cpus", lambda: cpus)
+    monkeypatch.setattr(host, "memory", lambda: memory)
+    monkeypatch.setattr(host, "kvm", lambda: kvm)
+    monkeypatch.setattr(host, "qemu_version", lambda: qemu)
+    monkeypatch.setattr(host, "arch", lambda: arch)
+    monkeypatch.setattr(host, "is_macos", lambda: False)
+
+
 def make_key(path: Path, kind: str = "ed25519") -> None:
     argv = ["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", "", "-f", str(path)]
     subprocess.run(argv, check=True)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -15,25 +11,19 @@ import pytest
 import yaml
 
 from agent_vm_tasks import (
-    creation,
     golden,
     host,
-    image,
     lima,
     mount,
-    process,
     provision,
-    render,
-    stages,
     state,
     vm,
 )
 from agent_vm_tasks import guest as ssh_guest
-from agent_vm_tasks.errors import AgentVMError, UsageError
-from agent_vm_tasks.image import Image
-from agent_vm_tasks.settings import Mount, Network, Provision, Settings, Vm, with_vm
+from agent_vm_tasks.errors import AgentVMError
+from agent_vm_tasks.settings import Mount, Provision, Settings, Vm, with_vm
 
-from .conftest import VM, commit, git
+from .conftest import VM, WORKS, a_host, commit, git
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,7 +36,6 @@ CREATE = ["create", f"--name={VM}", "--tty=false", "-"]
 START = ["start", "--tty=false", f"--timeout={lima.START_TIMEOUT}s", VM]
 FORCE_STOP = ["stop", "--tty=false", "--force", VM]
 DELETE = ["delete", "--tty=false", "--force", VM]
-WORKS = host.Kvm(works=True, reason="a guest ran on it")
 BROKEN = host.Kvm(works=False, reason="there is no /dev/kvm")
 
 
@@ -61,23 +50,6 @@ def settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         provision=Provision(enabled=False),
         mount=Mount(enabled=False),
     )
-
-
-def a_host(
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    cpus: int = 8,
-    memory: int = 16384,
-    kvm: host.Kvm = WORKS,
-    qemu: tuple[int, int, int] | None = (10, 0, 2),
-    arch: str = "x86_64",
-) -> None:
-    monkeypatch.setattr(host, "cpus", lambda: cpus)
-    monkeypatch.setattr(host, "memory", lambda: memory)
-    monkeypatch.setattr(host, "kvm", lambda: kvm)
-    monkeypatch.setattr(host, "qemu_version", lambda: qemu)
-    monkeypatch.setattr(host, "arch", lambda: arch)
-    monkeypatch.setattr(host, "is_macos", lambda: False)
 
 
 def started(settings: Settings) -> list[str]:
@@ -184,40 +156,6 @@ def test_a_failed_creation_leaves_no_vm(limactl: Limactl, settings: Settings) ->
     assert vm.status(settings).state == vm.ABSENT
 
 
-@pytest.mark.parametrize(
-    ("extra", "named"),
-    [
-        ({"mounts": [{"location": "~"}]}, "mounts"),
-        ({"plain": False}, "plain"),
-        ({"plain": None}, "plain"),
-        ({"env": {"TOKEN": "x"}}, "env"),
-        ({"networks": [{"lima": "user-v2"}]}, "networks"),
-        ({"additionalDisks": [{"name": "x"}]}, "additionalDisks"),
-        ({"copyToHost": [{"guest": "/x", "host": "/x"}]}, "copyToHost"),
-        ({"propagateProxyEnv": True}, "propagateProxyEnv"),
-        ({"ssh": {"forwardAgent": True}}, "ssh.forwardAgent"),
-        ({"ssh": {"forwardX11": True}}, "ssh.forwardX11"),
-        ({"ssh": {"loadDotSSHPubKeys": True}}, "ssh.loadDotSSHPubKeys"),
-        ({"portForwards": [{"guestPort": 5432, "static": True}]}, "portForwards"),
-        ({"portForwards": [{"guestSocket": "/a", "hostSocket": "b"}]}, "portForwards"),
-        ({"provision": []}, "provision"),
-        ({"provision": [{"mode": "system", "script": "echo hi"}]}, "provision"),
-        ({"mounts": [{"location": "~"}], "plain": False}, "mounts, plain"),
-    ],
-)
-def test_what_limas_own_defaults_mix_in_is_refused(extra: dict[str, Any], named: str) -> None:
-    text = render.lima_yaml(Settings(vm=Vm(ca_certs=())), [Image("/disk.qcow2")], "key")
-    with pytest.raises(AgentVMError) as caught:
-        creation.refuse_strange(an_instance({**yaml.safe_load(text), **extra}), text)
-    assert caught.value.message == f"Lima would run agent-vm with other {named} than asked for"
-    assert "/lima/_config/default.yaml" in caught.value.hint
-
-
-def an_instance(config: dict[str, Any]) -> lima.Instance:
-    folder = Path("/lima") / VM
-    return lima.Instance(VM, "Stopped", folder, 4, 8192, 102400, 0, "qemu", config=config)
-
-
 def test_what_is_refused_is_deleted_and_never_boots(
     limactl: Limactl, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,101 +194,6 @@ def test_a_failed_creation_does_not_claim_an_instance_that_appears_later(
     with pytest.raises(AgentVMError):
         started(settings)
     assert not ssh_guest.known_hosts(VM).exists()
-
-
-@pytest.mark.parametrize(
-    ("extra", "refused"),
-    [
-        ("", ""),
-        ("mounts: [{location: '~'}]", ""),  # gone by plain: true
-        ("portForwards: [{guestPort: 5432}]", ""),  # not static: gone, too
-        ("portForwards: [{guestPort: 5432, static: true}]", "portForwards"),
-        ("provision: [{mode: system, script: echo hi}]", "provision"),
-        ("env: {A: b}", "env"),
-        ("networks: [{lima: user-v2}]", "networks"),
-    ],
-)
-def test_what_the_real_lima_makes_of_our_yaml_and_a_users_defaults(
-    extra: str, refused: str
-) -> None:
-    asked = Settings(vm=Vm(ca_certs=()), network=Network(ports=(3000,)))
-    text = render.lima_yaml(asked, [Image("/disk.qcow2")], "key")
-    instance = an_instance(lima_fills(text, extra))
-    if not refused:
-        creation.refuse_strange(instance, text)
-        return
-    with pytest.raises(AgentVMError, match=f"with other {refused} than asked for"):
-        creation.refuse_strange(instance, text)
-
-
-def lima_fills(text: str, defaults: str) -> dict[str, Any]:
-    """The effective configuration, with a user's default.yaml mixed in."""
-    limactl = shutil.which("limactl")
-    if not limactl or (os.geteuid() == 0 and not host.account_exists()):
-        pytest.skip("limactl, or for root the account it runs as, is missing")
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        config = Path(folder) / "lima" / "_config"
-        config.mkdir(parents=True)
-        (config / "default.yaml").write_text(defaults)
-        (Path(folder) / "vm.yaml").write_text(text)
-        for path in (Path(folder), config.parent, config):
-            path.chmod(0o777)
-        env = {"PATH": os.environ["PATH"], "HOME": folder, "LIMA_HOME": str(config.parent)}
-        argv = [limactl, "validate", "--fill", f"{folder}/vm.yaml"]
-        said = process.run(argv, env=env, cwd="/", timeout=60, user=host.service_user())
-    filled: dict[str, Any] = yaml.safe_load(said.stdout)
-    return filled
-
-
-@pytest.mark.parametrize(
-    ("cpus", "memory", "gets", "told"),
-    [
-        (8, 16384, (4, 8192), []),
-        (4, 8192, (4, 8192), []),
-        (2, 16384, (2, 8192), ["this host has 2 CPUs: the VM gets 2 CPUs"]),
-        (8, 6000, (4, 3000), ["this host has 5.859 GiB memory: the VM gets 2.93 GiB memory"]),
-    ],
-)
-def test_defaults_are_cut_to_the_host_and_that_is_told(
-    monkeypatch: pytest.MonkeyPatch,
-    cpus: int,
-    memory: int,
-    gets: tuple[int, int],
-    told: list[str],
-) -> None:
-    a_host(monkeypatch, cpus=cpus, memory=memory)
-    fit, said = creation.fitted(Settings())
-    assert (fit.vm.cpus, fit.vm.memory) == gets
-    assert said == told
-    assert fit.vm.disk == Settings().vm.disk
-
-
-@pytest.mark.parametrize(
-    ("flags", "error"),
-    [
-        (
-            {"cpus": "5"},
-            "--vcpu: vm.cpus asks for 5 CPUs, this host has 4 CPUs; ask for at most 4 CPUs",
-        ),
-        (
-            {"memory": "9"},
-            "--memory: vm.memory asks for 9 GiB memory, this host has 8 GiB memory; "
-            "ask for at most 8 GiB memory",
-        ),
-        ({"cpus": "4", "memory": "8"}, ""),
-    ],
-)
-def test_asking_for_more_than_the_host_has_is_refused(
-    monkeypatch: pytest.MonkeyPatch, flags: dict[str, str], error: str
-) -> None:
-    a_host(monkeypatch, cpus=4, memory=8192)
-    wanted = with_vm(Settings(), **flags)
-    if not error:
-        assert creation.fitted(wanted) == (wanted, [])
-        return
-    with pytest.raises(UsageError) as caught:
-        creation.fitted(wanted)
-    assert str(caught.value) == error
 
 
 def test_what_an_existing_vm_does_not_have_is_told(limactl: Limactl, settings: Settings) -> None:
@@ -718,22 +561,3 @@ def test_an_old_lima_is_refused_before_anything_else(limactl: Limactl, settings:
     with pytest.raises(AgentVMError, match=r"Lima 2\.1\.4 at .* is older than 2\.2\.0"):
         started(settings)
     assert limactl.instance() is None
-
-
-def test_rendered_shows_all_and_makes_nothing(
-    limactl: Limactl, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def forbidden(*_: object) -> None:
-        pytest.fail("an image is built to show a file")
-
-    monkeypatch.setattr(image, "_build_into", forbidden)
-    monkeypatch.setattr(image, "_reachable", lambda: False)
-    files = creation.rendered(
-        replace(settings, vm=replace(settings.vm, image="auto")), lambda _: None
-    )
-    assert "lima.yaml" in files
-    scripts = {f"provision/{stage.name}.sh" for stage in stages.stages(settings)}
-    assert set(files) == {"lima.yaml", *scripts}
-    assert yaml.safe_load(files["lima.yaml"])["plain"] is True
-    assert "PRIVATE KEY" not in json.dumps(files)
-    assert limactl.calls() == []

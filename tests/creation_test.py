@@ -1,0 +1,170 @@
+"""Making a VM: what fits the host, and that Lima made what was asked for and nothing besides."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from agent_vm_tasks import creation, host, image, lima, process, render, stages
+from agent_vm_tasks.errors import AgentVMError, UsageError
+from agent_vm_tasks.image import Image
+from agent_vm_tasks.settings import Network, Settings, Vm, with_vm
+
+from .conftest import VM, a_host
+
+if TYPE_CHECKING:
+    from .conftest import Limactl
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        ({"mounts": [{"location": "~"}]}, "mounts"),
+        ({"plain": False}, "plain"),
+        ({"plain": None}, "plain"),
+        ({"env": {"TOKEN": "x"}}, "env"),
+        ({"networks": [{"lima": "user-v2"}]}, "networks"),
+        ({"additionalDisks": [{"name": "x"}]}, "additionalDisks"),
+        ({"copyToHost": [{"guest": "/x", "host": "/x"}]}, "copyToHost"),
+        ({"propagateProxyEnv": True}, "propagateProxyEnv"),
+        ({"ssh": {"forwardAgent": True}}, "ssh.forwardAgent"),
+        ({"ssh": {"forwardX11": True}}, "ssh.forwardX11"),
+        ({"ssh": {"loadDotSSHPubKeys": True}}, "ssh.loadDotSSHPubKeys"),
+        ({"portForwards": [{"guestPort": 5432, "static": True}]}, "portForwards"),
+        ({"portForwards": [{"guestSocket": "/a", "hostSocket": "b"}]}, "portForwards"),
+        ({"provision": []}, "provision"),
+        ({"provision": [{"mode": "system", "script": "echo hi"}]}, "provision"),
+        ({"mounts": [{"location": "~"}], "plain": False}, "mounts, plain"),
+    ],
+)
+def test_what_limas_own_defaults_mix_in_is_refused(extra: dict[str, Any], named: str) -> None:
+    text = render.lima_yaml(Settings(vm=Vm(ca_certs=())), [Image("/disk.qcow2")], "key")
+    with pytest.raises(AgentVMError) as caught:
+        creation.refuse_strange(an_instance({**yaml.safe_load(text), **extra}), text)
+    assert caught.value.message == f"Lima would run agent-vm with other {named} than asked for"
+    assert "/lima/_config/default.yaml" in caught.value.hint
+
+
+def an_instance(config: dict[str, Any]) -> lima.Instance:
+    folder = Path("/lima") / VM
+    return lima.Instance(VM, "Stopped", folder, 4, 8192, 102400, 0, "qemu", config=config)
+
+
+@pytest.mark.parametrize(
+    ("extra", "refused"),
+    [
+        ("", ""),
+        ("mounts: [{location: '~'}]", ""),  # gone by plain: true
+        ("portForwards: [{guestPort: 5432}]", ""),  # not static: gone, too
+        ("portForwards: [{guestPort: 5432, static: true}]", "portForwards"),
+        ("provision: [{mode: system, script: echo hi}]", "provision"),
+        ("env: {A: b}", "env"),
+        ("networks: [{lima: user-v2}]", "networks"),
+    ],
+)
+def test_what_the_real_lima_makes_of_our_yaml_and_a_users_defaults(
+    extra: str, refused: str
+) -> None:
+    asked = Settings(vm=Vm(ca_certs=()), network=Network(ports=(3000,)))
+    text = render.lima_yaml(asked, [Image("/disk.qcow2")], "key")
+    instance = an_instance(lima_fills(text, extra))
+    if not refused:
+        creation.refuse_strange(instance, text)
+        return
+    with pytest.raises(AgentVMError, match=f"with other {refused} than asked for"):
+        creation.refuse_strange(instance, text)
+
+
+def lima_fills(text: str, defaults: str) -> dict[str, Any]:
+    """The effective configuration, with a user's default.yaml mixed in."""
+    limactl = shutil.which("limactl")
+    if not limactl or (os.geteuid() == 0 and not host.account_exists()):
+        pytest.skip("limactl, or for root the account it runs as, is missing")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        config = Path(folder) / "lima" / "_config"
+        config.mkdir(parents=True)
+        (config / "default.yaml").write_text(defaults)
+        (Path(folder) / "vm.yaml").write_text(text)
+        for path in (Path(folder), config.parent, config):
+            path.chmod(0o777)
+        env = {"PATH": os.environ["PATH"], "HOME": folder, "LIMA_HOME": str(config.parent)}
+        argv = [limactl, "validate", "--fill", f"{folder}/vm.yaml"]
+        said = process.run(argv, env=env, cwd="/", timeout=60, user=host.service_user())
+    filled: dict[str, Any] = yaml.safe_load(said.stdout)
+    return filled
+
+
+@pytest.mark.parametrize(
+    ("cpus", "memory", "gets", "told"),
+    [
+        (8, 16384, (4, 8192), []),
+        (4, 8192, (4, 8192), []),
+        (2, 16384, (2, 8192), ["this host has 2 CPUs: the VM gets 2 CPUs"]),
+        (8, 6000, (4, 3000), ["this host has 5.859 GiB memory: the VM gets 2.93 GiB memory"]),
+    ],
+)
+def test_defaults_are_cut_to_the_host_and_that_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    cpus: int,
+    memory: int,
+    gets: tuple[int, int],
+    told: list[str],
+) -> None:
+    a_host(monkeypatch, cpus=cpus, memory=memory)
+    fit, said = creation.fitted(Settings())
+    assert (fit.vm.cpus, fit.vm.memory) == gets
+    assert said == told
+    assert fit.vm.disk == Settings().vm.disk
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (
+            {"cpus": "5"},
+            "--vcpu: vm.cpus asks for 5 CPUs, this host has 4 CPUs; ask for at most 4 CPUs",
+        ),
+        (
+            {"memory": "9"},
+            "--memory: vm.memory asks for 9 GiB memory, this host has 8 GiB memory; "
+            "ask for at most 8 GiB memory",
+        ),
+        ({"cpus": "4", "memory": "8"}, ""),
+    ],
+)
+def test_asking_for_more_than_the_host_has_is_refused(
+    monkeypatch: pytest.MonkeyPatch, flags: dict[str, str], error: str
+) -> None:
+    a_host(monkeypatch, cpus=4, memory=8192)
+    wanted = with_vm(Settings(), **flags)
+    if not error:
+        assert creation.fitted(wanted) == (wanted, [])
+        return
+    with pytest.raises(UsageError) as caught:
+        creation.fitted(wanted)
+    assert str(caught.value) == error
+
+
+def test_rendered_shows_all_and_makes_nothing(
+    limactl: Limactl, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object) -> None:
+        pytest.fail("an image is built to show a file")
+
+    monkeypatch.setattr(image, "_build_into", forbidden)
+    monkeypatch.setattr(image, "_reachable", lambda: False)
+    a_host(monkeypatch)
+    files = creation.rendered(Settings(), lambda _: None)
+    assert "lima.yaml" in files
+    scripts = {f"provision/{stage.name}.sh" for stage in stages.stages(Settings())}
+    assert set(files) == {"lima.yaml", *scripts}
+    assert yaml.safe_load(files["lima.yaml"])["plain"] is True
+    assert "PRIVATE KEY" not in json.dumps(files)
+    assert limactl.calls() == []
