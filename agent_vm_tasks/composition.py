@@ -6,8 +6,8 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import guest, settings, vm, workspaces
-from .console import say
+from . import guest, secrets, settings, vm, workspaces
+from .console import say, warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def connection(c: Context) -> Iterator[Connection]:
     chosen = settings.load()
-    if not vm.ready(chosen.vm.name):
+    given = secrets.collect(chosen)
+    for line in given.warnings:
+        warn(line)
+    if vm.ready(chosen.vm.name):
+        secrets.push(chosen.vm.name, given)
+    else:
         vm.start(chosen, say, c)
     with guest.connection(chosen.vm.name, c) as made:
         yield made

@@ -13,6 +13,11 @@ def root() -> Path:
     return packed if packed.is_dir() else _PACKAGE.parent
 
 
+def package() -> Path:
+    """The folder of the package itself."""
+    return _PACKAGE
+
+
 def entries(path: Path) -> tuple[str, ...]:
     """The entries of a list file: one a line, `#` starts a comment."""
     lines = (line.split("#", 1)[0].strip() for line in path.read_text("utf-8").splitlines())

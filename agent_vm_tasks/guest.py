@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from invoke.context import Context
 
     from .lima import Instance
+    from .process import Result
 
 SSH_FAILED = 255
 """ssh(1)'s own exit status when the connection, not the remote command, fails."""
@@ -98,11 +99,17 @@ def script(name: str, file: str, *args: str, timeout: float | None = 120) -> lis
     result = process.run(
         [*ssh(name), remote], stdin=data.script(file), check=False, timeout=timeout
     )
-    if result.status == SSH_FAILED:
-        raise _unreachable(result.reason)
-    if not result.ok:
-        raise AgentVMError(result.reason)
-    return result.stdout.split("\0")[:-1]
+    return _successful(result).split("\0")[:-1]
+
+
+def feed(name: str, file: str, stdin: bytes) -> str:
+    """Run common/scripts/`file` in the guest with `stdin` as its input; what it prints.
+
+    For input that no command line may show. Raises UnreachableError when ssh fails, and
+    AgentVMError with the script's last words when it does not succeed.
+    """
+    remote = shlex.join(["bash", "-c", data.script(file)])
+    return _successful(process.run([*ssh(name), remote], stdin=stdin, check=False, timeout=120))
 
 
 def unpack(name: str, folder: str, archive: bytes) -> None:
@@ -137,6 +144,14 @@ def connection(name: str, c: Context | None = None) -> Connection:
         raise _unreachable(str(error)) from None
     made.transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return made
+
+
+def _successful(result: Result) -> str:
+    if result.status == SSH_FAILED:
+        raise _unreachable(result.reason)
+    if not result.ok:
+        raise AgentVMError(result.reason)
+    return result.stdout
 
 
 def _unreachable(why: str) -> UnreachableError:

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from .console import Say
+    from .settings import Packages
 
 _APT = ("apt-get", "-o", "DPkg::Lock::Timeout=120")
 _BACKPORTS = "/etc/apt/sources.list.d/agent-vm-backports.sources"
 
 
-def setup(say: Say) -> list[host.Check]:
+def setup(packages: Packages, say: Say) -> list[host.Check]:
     """Install what is missing and return what `doctor` then finds.
 
     Without a way to become root the commands for it are told instead. Raises AgentVMError when
@@ -32,7 +33,7 @@ def setup(say: Say) -> list[host.Check]:
         _account(say)
     left_to_do = _packages(say)
     try:
-        install_lima.install(say)
+        install_lima.install(packages, say)
     finally:
         for line in left_to_do:
             say(line)

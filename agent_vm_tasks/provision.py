@@ -13,7 +13,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
-from . import data, guest, stages
+from . import data, guest, nested, stages
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -45,19 +45,24 @@ def run(
     AgentVMError naming each stage that failed, with its last words and its log.
     """
     connection = guest.connection(settings.vm.name, c)
-    with connection, _ended_by_interrupt(connection):
-        due = _due(connection, wanted, upgrade=upgrade)
-        if not due:
+    with connection:
+        with _ended_by_interrupt(connection):
+            due = _due(connection, wanted, upgrade=upgrade)
+        ready = nested.supplied(due, settings.packages, say)
+        if not ready:
             return False
-        folder = connection.run("mktemp -d", hide=True, in_stream=False).stdout.strip()
-        target = f"{folder}/provision.tar"
-        connection.put(io.BytesIO(_archive(wanted, due)), target)
+        left_out = {stage.name for stage in due} - {stage.name for stage in ready}
+        archive = _archive([stage for stage in wanted if stage.name not in left_out], ready)
         listener = _Listener(say)
-        result = connection.run(
-            f"tar -xf {shlex.quote(target)} -C {shlex.quote(folder)} && "
-            f"sudo bash {shlex.quote(folder)}/provision.sh{' upgrade' if upgrade else ''}",
-            hide="stderr", warn=True, in_stream=False, out_stream=listener,
-        )  # fmt: skip
+        with _ended_by_interrupt(connection):
+            folder = connection.run("mktemp -d", hide=True, in_stream=False).stdout.strip()
+            target = f"{folder}/provision.tar"
+            connection.put(io.BytesIO(archive), target)
+            result = connection.run(
+                f"tar -xf {shlex.quote(target)} -C {shlex.quote(folder)} && "
+                f"sudo bash {shlex.quote(folder)}/provision.sh{' upgrade' if upgrade else ''}",
+                hide="stderr", warn=True, in_stream=False, out_stream=listener,
+            )  # fmt: skip
     if not result.ok:
         raise _failure(listener, result.stderr.strip())
     return listener.worked

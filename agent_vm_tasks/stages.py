@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import data, render
+from . import data, host, lima_archive, render
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Stage:
 
 def stages(settings: Settings) -> tuple[Stage, ...]:
     """Every stage that a kept disk may hold, in the order they run."""
+    from . import __version__  # the package itself loads the command line
+
     versions, chosen = pins(), settings.packages
     home = {"home.tar": tar(home_files()), "home-files.sh": _script("home-files.sh")}
     tools = {
@@ -64,6 +66,10 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
         _stage("node", uv=versions["uv"], node=versions["node"]),
         _stage("npm", packages=npm(settings), beside=True, renews=True),
         _stage("python", packages=python(settings), beside=True, renews=True),
+        _stage(
+            "nested", lima=lima_archive.VERSION, machine=host.arch(), version=__version__,
+            beside=True,
+        ),
         _stage("tools", go=versions["go"], files=tools),
         _stage("home", mode="new", sentinel=SENTINEL, files=home),
     )  # fmt: skip
@@ -120,7 +126,7 @@ def home_files() -> Files:
     top = data.root() / "common" / "homedir"
     if not (top / SENTINEL).is_file():
         raise AgentVMError(f"the home files are incomplete: {top / SENTINEL} is missing")
-    return _files(top)
+    return files_in(top)
 
 
 def own_home_files(settings: Settings) -> Files:
@@ -134,7 +140,7 @@ def own_home_files(settings: Settings) -> Files:
     if not top.is_dir():
         raise AgentVMError(f"home.path: there is no folder {top}")
     try:
-        files = _files(top)
+        files = files_in(top)
     except OSError as error:
         raise AgentVMError(f"home.path: {error.filename}: {error.strerror}") from None
     size = sum(len(content) for content, _ in files.values())
@@ -192,7 +198,8 @@ def _script(name: str) -> bytes:
     return data.script(name).encode()
 
 
-def _files(top: Path) -> Files:
+def files_in(top: Path) -> Files:
+    """Every file below a folder."""
     paths = sorted(path for path in top.rglob("*") if path.is_file())
     return {str(path.relative_to(top)): (path.read_bytes(), _mode(path)) for path in paths}
 

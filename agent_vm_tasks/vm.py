@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from . import guest, host, lima, mount, process, state, workspaces
-from .errors import AgentVMError, UsageError
+from . import creation, guest, host, lima, mount, secrets, state, workspaces
+from .errors import AgentVMError
 from .settings import explicit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from pathlib import Path
 
     from invoke.context import Context
 
@@ -61,24 +60,26 @@ class Started:
 
 
 def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
-    """Have the VM running, provisioned and mounted; creates it where there is none.
+    """Have the VM running, provisioned and mounted, its secrets in it; creates it when missing.
 
     Safe to repeat: what is done already is skipped, what failed is resumed. Raises AgentVMError.
     """
     name = settings.vm.name
+    given = secrets.collect(settings)
     host.require_lima()
     _look_over(settings)
     with state.lock(name, say):
         found = find(name)
-        warnings = _differences(settings, found)
+        warnings = [*given.warnings, *_differences(settings, found)]
         if found is not None and found.status not in {"Running", "Stopped"}:
             found = _heal(found, say)
-        instance = found or _create(settings, say)
+        instance = found or _created(settings, say)
         if not instance.running:
             instance = _boot(settings, instance, say)
         if not guest.connected(name):
             instance = _answering(settings, instance, say)
         warnings += _install(settings, instance, say, c)
+        secrets.push(name, given)
     warnings += ensure_mounted(settings)
     return Started(found is None, tuple(warnings))
 
@@ -231,75 +232,14 @@ def destroy(settings: Settings) -> bool:
     _unused_mark(name).unlink(missing_ok=True)
     guest.config(name).unlink(missing_ok=True)
     guest.known_hosts(name).unlink(missing_ok=True)
+    secrets.key_file(name).unlink(missing_ok=True)
     return True
 
 
-def fitted(settings: Settings) -> tuple[Settings, list[str]]:
-    """The settings with defaults cut to what this host has; asking for more is a UsageError."""
-    told: list[str] = []
-    for key, most in (("cpus", host.cpus()), ("memory", host.memory())):
-        wanted = getattr(settings.vm, key)
-        if wanted <= most:
-            continue
-        if explicit(settings, f"vm.{key}"):
-            source = settings.sources[f"vm.{key}"]
-            raise UsageError(
-                f"{source}: vm.{key} asks for {_amount(key, wanted)}, "
-                f"this host has {_amount(key, most)}",
-                f"ask for at most {_amount(key, most)}",
-            )
-        use = most if key == "cpus" else most // 2
-        changed: Any = {key: use}
-        settings = replace(settings, vm=replace(settings.vm, **changed))
-        told.append(f"this host has {_amount(key, most)}: the VM gets {_amount(key, use)}")
-    return settings, told
-
-
-def rendered(settings: Settings, say: Say) -> dict[str, str]:
-    """Every file that a creation would use, by name; the host key is left out."""
-    from . import image, render, stages
-
-    fit, _ = fitted(settings)
-    images = image.choose(fit, say, build=False)
-    files = {"lima.yaml": render.lima_yaml(fit, images, "(made at creation)")}
-    scripts = (*stages.stages(fit), *stages.personal(fit))
-    return files | {f"provision/{stage.name}.sh": stage.script for stage in scripts}
-
-
-def _create(settings: Settings, say: Say) -> Instance:
-    from . import golden, image, render
-
-    name = settings.vm.name
-    fit, told = fitted(settings)
-    for line in told:
-        say(line)
-    planned = image.choose(fit, say, build=False)
-    images = golden.prefer(fit, planned, say) or image.choose(fit, say)
-    sizes = [_amount(key, getattr(fit.vm, key)) for key in ("cpus", "memory", "disk")]
-    say(f"creating the VM {name}: {', '.join(sizes)}")
-    private, public = _host_key()
-    yaml = render.lima_yaml(fit, images, private)
-    state.write(guest.known_hosts(name), f"{name} {public}\n")
-    try:
-        return _created(name, yaml)
-    except AgentVMError:
-        guest.known_hosts(name).unlink()
-        raise
-
-
-def _created(name: str, yaml: str) -> Instance:
-    """Create the instance and look at what Lima made of it; what it should not be is deleted."""
-    lima.create(name, yaml)
-    _unused_mark(name).touch()
-    created = lima.find(name)
-    if created is None:
-        raise AgentVMError(f"limactl created {name}, but does not list it")
-    try:
-        _refuse_strange(created, yaml)
-    except AgentVMError:
-        lima.delete(name)
-        raise
-    return created
+def _created(settings: Settings, say: Say) -> Instance:
+    made = creation.create(settings, say)
+    _unused_mark(made.name).touch()
+    return made
 
 
 def _keep(settings: Settings, instance: Instance, say: Say) -> list[str]:
@@ -315,55 +255,11 @@ def _keep(settings: Settings, instance: Instance, say: Say) -> list[str]:
     return []
 
 
-def _host_key() -> tuple[str, str]:
-    """A new ed25519 key pair for the guest's sshd: (private PEM, public line)."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "key"
-        process.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)])
-        return path.read_text(), path.with_suffix(".pub").read_text().strip()
-
-
-def _refuse_strange(created: Instance, yaml: str) -> None:
-    """Compare Lima's effective configuration with what was asked for, before each boot.
-
-    The user's own Lima defaults and overrides are mixed into every instance ($LIMA_HOME/_config,
-    Lima's load.go) and could add mounts, forwards or scripts. Raises AgentVMError naming the keys.
-    """
-    from yaml import safe_load
-
-    asked, config = safe_load(yaml), created.config
-    strange = [key for key in ("mounts", "copyToHost", "networks", "additionalDisks", "env")
-               if config.get(key)]  # fmt: skip
-    strange += [key for key in ("plain",) if config.get(key) is not True]
-    strange += [key for key in ("propagateProxyEnv",) if config.get(key) is not False]
-    ssh = config.get("ssh") or {}
-    strange += [f"ssh.{key}" for key in ("forwardAgent", "forwardX11", "loadDotSSHPubKeys")
-                if ssh.get(key)]  # fmt: skip
-    scripts = [entry.get("script") for entry in config.get("provision") or ()]
-    if scripts != [entry["script"] for entry in asked["provision"]]:
-        strange.append("provision")
-    if sorted(_forwards(config)) != sorted(_forwards(asked)):
-        strange.append("portForwards")
-    if strange:
-        raise AgentVMError(
-            f"Lima would run {created.name} with other {', '.join(strange)} than asked for",
-            f"look into {created.dir.parent / '_config'}/default.yaml and override.yaml",
-        )
-
-
-def _forwards(config: Mapping[str, Any]) -> list[int]:
-    """Guest ports that reach the host."""
-    rules = config.get("portForwards") or ()
-    return [rule.get("guestPort", 0) for rule in rules if not rule.get("ignore")]
-
-
 def _boot(settings: Settings, instance: Instance, say: Say) -> Instance:
     env, slow = _acceleration(settings)
     if slow:
         say(slow)
-    _refuse_strange(instance, lima.asked(instance))
+    creation.refuse_strange(instance, lima.asked(instance))
     _ready_mark(instance.name).unlink(missing_ok=True)
     say(f"starting the VM {instance.name}")
     lima.start(instance, say, env)
@@ -498,17 +394,12 @@ def _differences(settings: Settings, found: Instance | None) -> list[str]:
         key for key, value in has.items()
         if value and explicit(settings, f"vm.{key}") and getattr(settings.vm, key) != value
     ]  # fmt: skip
+    amount = creation.amount
     return [
-        f"the VM has {_amount(key, has[key])}, not {_amount(key, getattr(settings.vm, key))}: "
+        f"the VM has {amount(key, has[key])}, not {amount(key, getattr(settings.vm, key))}: "
         f"vm.{key} counts when it is created (destroy, then start)"
         for key in different
     ]
-
-
-def _amount(key: str, number: int) -> str:
-    if key == "cpus":
-        return f"{number} CPU{'' if number == 1 else 's'}"
-    return f"{number / 1024:.4g} GiB {key}"
 
 
 def _inventory(name: str) -> tuple[tuple[Row, ...], str]:

@@ -321,13 +321,16 @@ def remove(vm: str, folders: list[str]) -> list[str]:
     return guest.script(vm, "workspace-remove.sh", *folders, timeout=600)
 
 
-def enter(vm: str, ws: Workspace | None, command: str | None, argv: list[str]) -> int:
+def enter(
+    vm: str, ws: Workspace | None, command: str | None, argv: list[str], token: str = ""
+) -> int:
     """Run a shell or a command in the workspace (or the home folder) on this terminal; its status.
 
-    NOT_THERE when the workspace does not exist (or the command itself ended with that).
+    NOT_THERE when the workspace does not exist, secrets.STALE when the variables in the VM are not
+    those of `token` (or the command itself ended with that).
     """
     what = ["line", command] if command is not None else ["argv", *argv] if argv else ["shell"]
-    words = shlex.join([ws.key if ws else "", *what])
+    words = shlex.join([token, ws.key if ws else "", *what])
     return guest.enter(vm, f"set -- {words}\n{data.script('workspace-enter.sh')}")
 
 

@@ -23,14 +23,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 import yaml
 
+from agent_vm_tasks import data, host, lima, render, state
 from agent_vm_tasks import guest as ssh_guest
-from agent_vm_tasks import host, lima, render, state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# How long an example takes is the machine's business; benchmarks are in bench.py.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Started in the background of a script, we would hand an ignored Ctrl-C on to every shell below.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -38,6 +43,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 VM = "agent-vm"
 USER = getpass.getuser()
+OURS = (
+    "AGENT_VM_", "GIT_", "GOOGLE_", "INVOKE_", "LIMA_", "QEMU_", "SSH_", "XDG_",
+)  # fmt: skip
 _STAND_INS = Path(__file__).parent / "stand_ins"
 _GITCONFIG = """\
 [user]
@@ -59,7 +67,7 @@ MaxStartups 100
 PasswordAuthentication no
 PermitRootLogin prohibit-password
 PidFile none
-SetEnv HOME={folder}/guest SHLVL=1
+SetEnv HOME={folder}/guest SHLVL=1 AGENT_VM_SECRETS={folder}/guest/.secrets
 StrictModes no
 Subsystem sftp {sftp}
 UseDNS no
@@ -162,8 +170,9 @@ class Limactl:
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty $HOME that is also the working directory; short, as a socket's path has to be."""
     folder = Path(tempfile.mkdtemp(prefix="home-", dir="/tmp")).resolve()
+    handed_over = {line.partition("=")[0] for line in data.package_list("envvars.txt")}
     for name in list(os.environ):
-        if name.startswith(("XDG_", "LIMA_", "GIT_", "SSH_", "AGENT_VM_", "QEMU_", "INVOKE_")):
+        if name in handed_over or name.startswith(OURS):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(folder))
     (folder / ".gitconfig").write_text(_GITCONFIG.format(who="developer"))

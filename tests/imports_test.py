@@ -62,7 +62,7 @@ def test_settings_load_nothing_heavy(tmp_path: Path) -> None:
 def test_the_core_needs_no_invoke() -> None:
     """Settings, rendering, limactl and git are of use without a command line."""
     core = "console data errors git guest host image lima mount process provision render settings"
-    names = ", ".join([*core.split(), "state", "workspaces", "vm"])
+    names = ", ".join([*core.split(), "secrets", "state", "workspaces", "vm"])
     # The package itself gives the collection of tasks, so a stand-in has to be the package.
     code = (
         "import types; package = types.ModuleType('agent_vm_tasks'); "

@@ -11,6 +11,7 @@ import pytest
 
 from agent_vm_tasks import host, install, install_lima
 from agent_vm_tasks.errors import AgentVMError
+from agent_vm_tasks.settings import Packages
 
 from .programs import calls, only_tools, script
 
@@ -87,7 +88,7 @@ def changes(machine: Path) -> list[str]:
 
 def test_nothing_is_done_where_nothing_is_missing(machine: Path, told: Told) -> None:
     began = time.monotonic()
-    checks = install.setup(told)
+    checks = install.setup(Packages(), told)
     assert time.monotonic() - began < 2
     assert (told, changes(machine)) == ([], [])
     assert all(check.ok for check in checks if check.required)
@@ -97,7 +98,7 @@ def test_what_is_missing_is_installed_and_told_before(machine: Path, told: Told)
     (machine / "mmdebstrap").unlink()
     (machine / "sshfs").unlink()
     installs(machine, mmdebstrap="", sshfs="echo contain_symlinks")
-    install.setup(told)
+    install.setup(Packages(), told)
     assert changes(machine) == [f"{APT} update", f"{INSTALL} mmdebstrap sshfs"]
     assert told == [f"$ {command}" for command in changes(machine)]
 
@@ -105,22 +106,22 @@ def test_what_is_missing_is_installed_and_told_before(machine: Path, told: Told)
 def test_a_second_run_does_nothing(machine: Path, told: Told) -> None:
     (machine / "git").unlink()
     installs(machine, git="")
-    install.setup(told)
+    install.setup(Packages(), told)
     done = changes(machine)
-    install.setup(told)
+    install.setup(Packages(), told)
     assert changes(machine) == done
 
 
 def test_sshfs_without_contain_symlinks_is_brought_up_to_date(machine: Path, told: Told) -> None:
     script(machine, "sshfs", "echo old")
     installs(machine, sshfs="echo contain_symlinks")
-    install.setup(told)
+    install.setup(Packages(), told)
     assert f"{INSTALL} sshfs" in changes(machine)
 
 
 def test_a_package_that_stays_too_old_is_tried_once(machine: Path, told: Told) -> None:
     script(machine, "sshfs", "echo old")
-    checks = install.setup(told)
+    checks = install.setup(Packages(), told)
     assert len(changes(machine)) == 2
     assert next(check for check in checks if check.name == "sshfs").ok is False
 
@@ -151,7 +152,7 @@ def old_debian(machine: Path, tmp_path: Path) -> Path:
 def test_backports_come_from_the_hosts_own_archive(
     old_debian: Path, tmp_path: Path, told: Told
 ) -> None:
-    install.setup(told)
+    install.setup(Packages(), told)
     assert (tmp_path / "backports.sources").read_text("utf-8").splitlines() == [
         "Types: deb",
         "URIs: http://mirror.example/debian/",
@@ -170,7 +171,7 @@ def test_backports_that_apt_knows_are_not_added_again(
     old_debian: Path, tmp_path: Path, told: Told
 ) -> None:
     (tmp_path / "listed").touch()
-    install.setup(told)
+    install.setup(Packages(), told)
     assert not (tmp_path / "backports.sources").exists()
     assert "-t bookworm-backports" in changes(old_debian)[-1]
 
@@ -179,7 +180,7 @@ def test_debian_13_needs_no_backports(
     old_debian: Path, monkeypatch: pytest.MonkeyPatch, told: Told
 ) -> None:
     debian(monkeypatch, "trixie")
-    install.setup(told)
+    install.setup(Packages(), told)
     assert changes(old_debian) == [f"{APT} update", f"{INSTALL} qemu-system-x86"]
 
 
@@ -199,7 +200,7 @@ def test_qemu_from_debian_12_is_replaced_when_kvm_turns_out_broken(
         *install*) cp "{old}" "{old_debian}/qemu-system-x86_64";;
         esac""",
     )
-    install.setup(told)
+    install.setup(Packages(), told)
     assert [call for call in changes(old_debian) if "install" in call] == [
         f"{INSTALL} qemu-system-x86",
         f"{INSTALL} -t bookworm-backports qemu-system-x86 qemu-utils",
@@ -213,7 +214,7 @@ def test_without_root_and_sudo_the_commands_are_told_and_not_run(
     plain_user(monkeypatch)
     (machine / "git").unlink()
     with pytest.raises(AgentVMError, match=r"listed, then `agent-vm setup` again") as caught:
-        install.setup(told)
+        install.setup(Packages(), told)
     assert caught.value.status == 1
     assert told == ["as root:", f"  {APT} update", f"  {INSTALL} git"]
     assert changes(machine) == []
@@ -226,7 +227,7 @@ def test_sudo_that_asks_nothing_is_used(
     (machine / "git").unlink()
     script(machine, "sudo", 'shift; exec "$@"')
     installs(machine, git="")
-    install.setup(told)
+    install.setup(Packages(), told)
     assert told == [f"$ sudo -n {APT} update", f"$ sudo -n {INSTALL} git"]
     assert "apt-get -o DPkg::Lock::Timeout=120 update" in calls(machine)
 
@@ -238,7 +239,7 @@ def test_sudo_that_would_ask_nobody_is_not_used(
     (machine / "git").unlink()
     script(machine, "sudo", "exit 1")
     with pytest.raises(AgentVMError, match="listed"):
-        install.setup(told)
+        install.setup(Packages(), told)
     assert "as root:" in told
 
 
@@ -247,7 +248,7 @@ def test_other_systems_are_told_what_to_install(machine: Path, told: Told) -> No
     (machine / "sshfs").unlink()
     (machine / "mmdebstrap").unlink()
     with pytest.raises(AgentVMError, match="do what is listed"):
-        install.setup(told)
+        install.setup(Packages(), told)
     assert told == ["install, with this system's package manager: sshfs"]
 
 
@@ -271,7 +272,7 @@ def test_a_failing_package_manager_is_put_in_one_line(
     body = f'case $* in *install*) echo "{failure}" >&2; exit 100;; *) echo "{update}" >&2;; esac'
     script(machine, "apt-get", body)
     with pytest.raises(AgentVMError, match=f"apt-get failed: .*{meaning}") as caught:
-        install.setup(told)
+        install.setup(Packages(), told)
     assert "\n" not in str(caught.value)
 
 
@@ -280,7 +281,7 @@ def test_root_gets_the_account_that_runs_limactl(
 ) -> None:
     monkeypatch.setattr(host, "account_exists", lambda: False)
     script(machine, "useradd")
-    install.setup(told)
+    install.setup(Packages(), told)
     assert changes(machine) == [
         "useradd --system --create-home --home-dir /var/lib/agent-vm "
         "--shell /usr/sbin/nologin agent-vm"
@@ -292,7 +293,7 @@ def test_the_account_joins_the_group_of_kvm(
 ) -> None:
     monkeypatch.setattr(install, "_kvm_group_lacks", lambda user: user == "agent-vm")
     script(machine, "usermod")
-    install.setup(told)
+    install.setup(Packages(), told)
     assert "usermod --append --groups kvm agent-vm" in calls(machine)
 
 
@@ -302,10 +303,10 @@ def test_a_failing_lima_still_leaves_the_commands_told(
     plain_user(monkeypatch)
     (machine / "git").unlink()
 
-    def fails(_say: object) -> None:
+    def fails(*_: object) -> None:
         raise AgentVMError("Lima could not be installed")
 
     monkeypatch.setattr(install_lima, "install", fails)
     with pytest.raises(AgentVMError, match="Lima could not"):
-        install.setup(told)
+        install.setup(Packages(), told)
     assert f"  {INSTALL} git" in told

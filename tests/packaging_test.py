@@ -55,7 +55,8 @@ def shipped(*folders: str) -> dict[str, bool]:
 def test_the_wheel_carries_package_and_data_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    data = {f"agent_vm_tasks/_data/{name}" for name in shipped("templates", "common")}
+    packed = {*shipped("templates", "common"), "pyproject.toml", "README.md"}
+    data = {f"agent_vm_tasks/_data/{name}" for name in packed}
     assert names == data | set(shipped("agent_vm_tasks"))
     assert "agent_vm_tasks/_data/common/homedir/.claude.json" in names
     assert "agent_vm_tasks/_data/common/homedir/.local/bin/start-claude" in names
@@ -69,7 +70,8 @@ def test_what_may_be_executed_still_may(wheel: Path) -> None:
         each.filename.partition("/_data/")[2]: bool((each.external_attr >> 16) & 0o100)
         for each in entries
     }
-    assert modes == shipped("templates", "common")
+    others = {"pyproject.toml": False, "README.md": False}
+    assert modes == shipped("templates", "common") | others
     assert modes["common/homedir/.local/bin/start-claude"]
 
 
@@ -138,6 +140,35 @@ def test_what_a_vm_is_made_from_comes_out_of_the_wheel(installed: Path, elsewher
     config = yaml.safe_load((elsewhere / "out" / "lima.yaml").read_text())
     assert (config["cpus"], config["plain"]) == (1, True)
     assert "cowsay" in (elsewhere / "out" / "provision" / "packages.sh").read_text()
+
+
+SOURCE = """
+import pathlib, sys
+from agent_vm_tasks import nested
+for name, (content, mode) in nested.source().items():
+    path = pathlib.Path(sys.argv[1], name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    path.chmod(mode)
+"""
+
+
+def test_the_same_wheel_can_be_built_from_what_an_installed_one_sends_into_the_vm(
+    installed: Path, elsewhere: Path, wheel: Path
+) -> None:
+    sent = run(elsewhere, str(installed / "python"), "-c", SOURCE, "sent")
+    assert (sent.returncode, sent.stderr) == (0, "")
+    argv = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", "out", "sent"]
+    done = run(elsewhere, *argv)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (again,) = (elsewhere / "out").glob("*.whl")
+    assert contents(again) == contents(wheel)
+
+
+def contents(wheel: Path) -> dict[str, tuple[int, int]]:
+    """Checksum and mode of each file."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {each.filename: (each.CRC, each.external_attr) for each in archive.infolist()}
 
 
 def test_init_and_invoke_make_a_repository_ready(installed: Path, elsewhere: Path) -> None:

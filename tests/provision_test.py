@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_vm_tasks import data, provision, stages
+from agent_vm_tasks import data, lima_archive, provision, stages
 from agent_vm_tasks.errors import AgentVMError
 from agent_vm_tasks.settings import Packages, Settings
 from agent_vm_tasks.stages import Stage
@@ -366,6 +366,27 @@ kill -9 $pid
     assert time.monotonic() - began < 10
 
 
+def test_a_stage_whose_files_cannot_be_had_is_left_out_and_is_due_the_next_time(
+    vm: Guest, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> Path:
+        raise AgentVMError("no network")
+
+    monkeypatch.setattr(lima_archive, "archive", fails)
+    plan = (Stage("one", "true", "1"), Stage("nested", "cat $PROVISION_FOLDER/lima.tar.gz", "2"))
+    said: list[str] = []
+    assert provision.run(Settings(), plan, said.append) is True
+    assert any("no Lima for VMs inside it: no network" in line for line in said)
+    assert sandbox.marker.exists()
+    assert provision.run(Settings(), plan, said.append) is False
+    archive = sandbox.folder / "lima"
+    archive.write_text("content\n")
+    monkeypatch.setattr(lima_archive, "archive", lambda *_: archive)
+    assert provision.run(Settings(), plan, said.append) is True
+    assert sandbox.log("nested") == "content\n"
+    assert provision.run(Settings(), plan, said.append) is False
+
+
 def apt(guest: Guest, known: str) -> None:
     """An apt that knows some packages; none is installed."""
     folder = programs(guest)
@@ -544,11 +565,12 @@ def test_home_files_without_the_first_of_them_are_an_error(
 
 def test_users_can_be_set_up_again_without_harm(sandbox: Sandbox) -> None:
     (sandbox.folder / "etc" / "profile.d").mkdir()
+    (sandbox.folder / "etc" / "bash.bashrc").write_text("# Debian's\n")
     folder = sandbox.folder / "bin"
     folder.mkdir()
-    script(folder, "usermod")
+    for name in ("usermod", "loginctl"):
+        script(folder, name)
     script(folder, "getent", '[ "$2" = docker ]')
-    script(folder, "loginctl")
     script(folder, "runuser", "exit 1")  # as where the package with the bus could not be had
     text = without_account(stage("users"), sandbox).script
     env = {"PATH": f"{folder}:{os.environ['PATH']}"}

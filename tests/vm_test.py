@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from agent_vm_tasks import (
+    creation,
     golden,
     host,
     image,
@@ -207,7 +208,7 @@ def test_a_failed_creation_leaves_no_vm(limactl: Limactl, settings: Settings) ->
 def test_what_limas_own_defaults_mix_in_is_refused(extra: dict[str, Any], named: str) -> None:
     text = render.lima_yaml(Settings(vm=Vm(ca_certs=())), [Image("/disk.qcow2")], "key")
     with pytest.raises(AgentVMError) as caught:
-        vm._refuse_strange(an_instance({**yaml.safe_load(text), **extra}), text)
+        creation.refuse_strange(an_instance({**yaml.safe_load(text), **extra}), text)
     assert caught.value.message == f"Lima would run agent-vm with other {named} than asked for"
     assert "/lima/_config/default.yaml" in caught.value.hint
 
@@ -276,10 +277,10 @@ def test_what_the_real_lima_makes_of_our_yaml_and_a_users_defaults(
     text = render.lima_yaml(asked, [Image("/disk.qcow2")], "key")
     instance = an_instance(lima_fills(text, extra))
     if not refused:
-        vm._refuse_strange(instance, text)
+        creation.refuse_strange(instance, text)
         return
     with pytest.raises(AgentVMError, match=f"with other {refused} than asked for"):
-        vm._refuse_strange(instance, text)
+        creation.refuse_strange(instance, text)
 
 
 def lima_fills(text: str, defaults: str) -> dict[str, Any]:
@@ -318,7 +319,7 @@ def test_defaults_are_cut_to_the_host_and_that_is_told(
     told: list[str],
 ) -> None:
     a_host(monkeypatch, cpus=cpus, memory=memory)
-    fit, said = vm.fitted(Settings())
+    fit, said = creation.fitted(Settings())
     assert (fit.vm.cpus, fit.vm.memory) == gets
     assert said == told
     assert fit.vm.disk == Settings().vm.disk
@@ -345,10 +346,10 @@ def test_asking_for_more_than_the_host_has_is_refused(
     a_host(monkeypatch, cpus=4, memory=8192)
     wanted = with_vm(Settings(), **flags)
     if not error:
-        assert vm.fitted(wanted) == (wanted, [])
+        assert creation.fitted(wanted) == (wanted, [])
         return
     with pytest.raises(UsageError) as caught:
-        vm.fitted(wanted)
+        creation.fitted(wanted)
     assert str(caught.value) == error
 
 
@@ -467,7 +468,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return told
 
 
-ALL = "packages users node npm python tools home"
+ALL = "packages users node npm python nested tools home"
 
 
 def with_script(settings: Settings, repository: Path, text: str) -> Settings:
@@ -727,7 +728,9 @@ def test_rendered_shows_all_and_makes_nothing(
 
     monkeypatch.setattr(image, "_build_into", forbidden)
     monkeypatch.setattr(image, "_reachable", lambda: False)
-    files = vm.rendered(replace(settings, vm=replace(settings.vm, image="auto")), lambda _: None)
+    files = creation.rendered(
+        replace(settings, vm=replace(settings.vm, image="auto")), lambda _: None
+    )
     assert "lima.yaml" in files
     scripts = {f"provision/{stage.name}.sh" for stage in stages.stages(settings)}
     assert set(files) == {"lima.yaml", *scripts}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from invoke.collection import Collection
 
-from . import config, lifecycle, maintenance, setup, work
+from . import config, credentials, lifecycle, maintenance, setup, work
 
 ns = Collection(
     lifecycle.start,
@@ -19,6 +19,7 @@ ns = Collection(
     work.clean_all,
     lifecycle.mount,
     lifecycle.unmount,
+    credentials.secrets,
     maintenance.provision,
     maintenance.tools,
     maintenance.refresh_home,

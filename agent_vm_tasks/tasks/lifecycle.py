@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.tasks import task
 
-from agent_vm_tasks import console, vm
+from agent_vm_tasks import console, secrets, vm
 from agent_vm_tasks import mount as sshfs
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks.console import say, warn
@@ -58,6 +58,7 @@ def restart(c: Context) -> None:
     Example: restart
     """
     chosen = configuration.load()
+    secrets.collect(chosen)  # a start would refuse what this does, when the VM is down already
     vm.stop(chosen, say)
     _start(chosen, c)
 

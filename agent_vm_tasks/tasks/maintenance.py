@@ -10,9 +10,8 @@ from pathlib import Path
 from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.tasks import task
 
-from agent_vm_tasks import checks, guest, lima, vm
+from agent_vm_tasks import checks, creation, guest, lima, vm
 from agent_vm_tasks import settings as configuration
-from agent_vm_tasks import tools as tools_core
 from agent_vm_tasks.console import printable, say, table
 from agent_vm_tasks.errors import AgentVMError
 
@@ -26,6 +25,8 @@ def provision(c: Context, upgrade: bool = False) -> None:
 
     Example: provision --upgrade
     """
+    from agent_vm_tasks import tools as tools_core
+
     chosen = configuration.load()
     vm.require_running(chosen.vm.name)
     before = tools_core.installed(chosen.vm.name) if upgrade else {}
@@ -51,6 +52,8 @@ def tools(_context: Context, json: bool = False) -> None:
 
     Example: tools --json
     """
+    from agent_vm_tasks import tools as tools_core
+
     chosen = configuration.load()
     vm.require_running(chosen.vm.name)
     found = tools_core.listed(chosen)
@@ -126,7 +129,7 @@ def render(_context: Context, output: str | None = None) -> None:
 
     Example: render --output /tmp/vm
     """
-    for name, text in vm.rendered(configuration.load(), say).items():
+    for name, text in creation.rendered(configuration.load(), say).items():
         if output is None:
             print(f"# ---- {name}\n{text}")
         else:

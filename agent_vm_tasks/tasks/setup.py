@@ -10,6 +10,7 @@ from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.tasks import task
 
 from agent_vm_tasks import console, host
+from agent_vm_tasks import settings as configuration
 from agent_vm_tasks.errors import AgentVMError
 
 from ._edge import guarded
@@ -27,7 +28,7 @@ def setup(_context: Context) -> None:
     """
     from agent_vm_tasks import install
 
-    found = install.setup(console.say)
+    found = install.setup(configuration.load().packages, console.say)
     for check in found:
         if not check.ok:
             print(console.printable(_told(check)))
@@ -44,7 +45,7 @@ def doctor(_context: Context, json: bool = False, fix: bool = False) -> None:
     """
     from agent_vm_tasks import install
 
-    found = install.setup(console.say) if fix else host.checks()
+    found = install.setup(configuration.load().packages, console.say) if fix else host.checks()
     if json:
         usable = not _missing(found)
         print(dumps({"ok": usable, "checks": [asdict(check) for check in found]}, indent=2))

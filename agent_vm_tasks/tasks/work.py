@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +12,7 @@ from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from agent_vm_tasks import guest, vm, workspaces
+from agent_vm_tasks import guest, secrets, vm, workspaces
 from agent_vm_tasks import mount as sshfs
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks.console import say, warn
@@ -19,8 +21,11 @@ from agent_vm_tasks.errors import AgentVMError, UsageError
 from ._edge import confirm, guarded
 
 if TYPE_CHECKING:
+    from agent_vm_tasks.secrets import Secrets
     from agent_vm_tasks.workspaces import Workspace
 
+TRIES = 4
+"""How often to enter at most: without the variables, without the workspace, and beside others."""
 BRANCH = {"branch": "the branch, for example fix-login"}
 
 _AFTER_PUSH = {
@@ -52,13 +57,14 @@ def connect(c: Context, branch: str | None = None, command: str | None = None) -
     Without a branch, a shell in the VM. Example: connect --branch fix-login -- make test
     """
     chosen = configuration.load()
+    given = secrets.collect(chosen)
     ws = _workspace(chosen, branch) if branch is not None else None
     if ws:
         workspaces.require_branchable(ws)
-    _running(chosen, c)
-    for line in vm.catch_up(chosen, say, c):
-        warn(line)
-    status = _enter(chosen, ws, command, _after_dashes())
+    if _running(chosen, c):
+        for line in (*given.warnings, *vm.catch_up(chosen, say, c)):
+            warn(line)
+    status = _enter(chosen, ws, given, command, _after_dashes())
     if status:
         raise Exit(code=status)
 
@@ -138,11 +144,12 @@ def _workspace(chosen: configuration.Settings, branch: str | None) -> Workspace:
     return workspaces.around(chosen, Path.cwd(), branch)
 
 
-def _running(chosen: configuration.Settings, c: Context) -> None:
-    """Start what is missing; with the VM warm, only the mount is looked at."""
+def _running(chosen: configuration.Settings, c: Context) -> bool:
+    """Start what is missing; with the VM warm (then True), only the mount is looked at."""
     ready = vm.ready(chosen.vm.name)
     for line in vm.ensure_mounted(chosen) if ready else vm.start(chosen, say, c).warnings:
         warn(line)
+    return ready
 
 
 def _existing(chosen: configuration.Settings, c: Context) -> None:
@@ -153,19 +160,48 @@ def _existing(chosen: configuration.Settings, c: Context) -> None:
 
 
 def _enter(
-    chosen: configuration.Settings, ws: Workspace | None, command: str | None, argv: list[str]
+    chosen: configuration.Settings,
+    ws: Workspace | None,
+    given: Secrets,
+    command: str | None,
+    argv: list[str],
 ) -> int:
-    name = chosen.vm.name
-    status = workspaces.enter(name, ws, command, argv)
-    if status == workspaces.NOT_THERE and ws and workspaces.inspect(ws) is None:
-        _push(chosen, ws)
-        if sys.stdout.isatty():
-            say(f"the files are at {sshfs.point(chosen) / ws.folder}")
-        status = workspaces.enter(name, ws, command, argv)
+    name, token = chosen.vm.name, secrets.token(chosen.vm.name, given)
+    if _input_waits():
+        _supply(chosen, ws, given, secrets.STALE)
+        _supply(chosen, ws, given, workspaces.NOT_THERE)
+    for _ in range(TRIES):
+        status = workspaces.enter(name, ws, command, argv, token)
+        if not _supply(chosen, ws, given, status):
+            break
+    else:
+        raise AgentVMError("other commands keep changing what is in the VM", "try again")
     if status == guest.SSH_FAILED and not guest.connected(name):
         again = f" {ws.branch}" if ws else ""
         raise AgentVMError("the connection was lost", f"return with `agent-vm connect{again}`")
     return status
+
+
+def _supply(
+    chosen: configuration.Settings, ws: Workspace | None, given: Secrets, status: int
+) -> bool:
+    """Bring what the VM lacks by this status of `workspaces.enter`; False when it lacks nothing."""
+    if status == secrets.STALE:
+        return secrets.push(chosen.vm.name, given)
+    if status != workspaces.NOT_THERE or not ws or workspaces.inspect(ws) is not None:
+        return False
+    _push(chosen, ws)
+    if sys.stdout.isatty():
+        say(f"the files are at {sshfs.point(chosen) / ws.folder}")
+    return True
+
+
+def _input_waits() -> bool:
+    """Whether stdin is a file or a pipe: what ssh has read of it is not there for a second try."""
+    try:
+        return not stat.S_ISCHR(os.fstat(0).st_mode)
+    except OSError:  # it is closed
+        return False
 
 
 def _push(chosen: configuration.Settings, ws: Workspace) -> None:

@@ -1,11 +1,19 @@
 # shellcheck shell=bash
-# Runs a login shell or a command in a workspace. Arguments: key ("" for the home folder), shell,
-# or line TEXT, or argv WORD…. Exit status 213: there is no such workspace.
+# Runs a login shell or a command in a workspace. Arguments: token of the variables that shall be in
+# force ("" for any), key ("" for the home folder), then shell, or line TEXT, or argv WORD….
+# Exit status 213: there is no such workspace; 214: the variables are not those.
 if [ -n "$1" ]; then
-    cd -P "$HOME/.agent-vm/workspaces/$1" 2> /dev/null || exit 213
+    # Where bash has not loaded them yet: an image that is not ours.
+    # shellcheck source=/dev/null
+    [ -n "${AGENT_VM_ENV_TOKEN-}" ] ||
+        . "${AGENT_VM_SECRETS:-/run/agent-vm-secrets}/current/env" 2> /dev/null
+    [ "${AGENT_VM_ENV_TOKEN-}" = "$1" ] || exit 214
 fi
-mode=$2
-shift 2
+if [ -n "$2" ]; then
+    cd -P "$HOME/.agent-vm/workspaces/$2" 2> /dev/null || exit 213
+fi
+mode=$3
+shift 3
 case $mode in
     shell) exec bash -l ;;
     line) exec bash -c "$1" ;;

@@ -14,7 +14,12 @@ from agent_vm_tasks.errors import AgentVMError
 from agent_vm_tasks.tasks import setup as commands
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from agent_vm_tasks.console import Say
+    from agent_vm_tasks.settings import Packages
+
+pytestmark = pytest.mark.usefixtures("home")
 
 FINE = host.Check("lima", ok=True, required=True, detail="2.2.0 at /usr/local/bin/limactl")
 SLOW = host.Check("kvm", ok=False, required=False, detail="no /dev/kvm", fix="turn it on")
@@ -23,7 +28,7 @@ LOST = host.Check("qemu", ok=False, required=True, detail="not installed", fix="
 
 def finds(monkeypatch: pytest.MonkeyPatch, *checks: host.Check) -> None:
     monkeypatch.setattr(host, "checks", lambda: list(checks))
-    monkeypatch.setattr(install, "setup", lambda _say: list(checks))
+    monkeypatch.setattr(install, "setup", lambda _packages, _say: list(checks))
 
 
 def test_doctor_passes_a_host_with_warnings_only(
@@ -73,7 +78,7 @@ def test_doctor_in_json(
 
 def test_doctor_with_fix_sets_up_first(monkeypatch: pytest.MonkeyPatch) -> None:
     finds(monkeypatch, LOST)
-    monkeypatch.setattr(install, "setup", lambda _say: [FINE])
+    monkeypatch.setattr(install, "setup", lambda _packages, _say: [FINE])
     commands.doctor(Context(), fix=True)
 
 
@@ -97,7 +102,7 @@ def test_setup_that_leaves_a_problem_fails(monkeypatch: pytest.MonkeyPatch) -> N
 def test_setup_that_cannot_install_ends_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fails(say: Say) -> list[host.Check]:
+    def fails(_packages: Packages, say: Say) -> list[host.Check]:
         say("$ apt-get update")
         raise AgentVMError("apt-get failed: the disk is full", "make room")
 
@@ -106,3 +111,21 @@ def test_setup_that_cannot_install_ends_in_one_line(
         commands.setup(Context())
     assert caught.value.message == "agent-vm: apt-get failed: the disk is full; make room"
     assert capsys.readouterr().err == "$ apt-get update\n"
+
+
+def test_setup_takes_lima_from_where_the_users_settings_say(
+    monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    config = home / ".config/agent-vm/config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('[packages]\nlima_releases = "https://mirror.example/lima"\n')
+    asked: list[str] = []
+
+    def setup(packages: Packages, _say: Say) -> list[host.Check]:
+        asked.append(packages.lima_releases)
+        return [FINE]
+
+    monkeypatch.setattr(install, "setup", setup)
+    commands.setup(Context())
+    commands.doctor(Context(), fix=True)
+    assert asked == ["https://mirror.example/lima"] * 2

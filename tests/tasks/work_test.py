@@ -57,6 +57,7 @@ def test_connect_makes_what_is_missing_and_runs_in_the_workspace(
 def test_connect_warns_of_what_could_not_be_installed_and_goes_in(
     vm: Guest, repository: Path, agent_vm: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    agent_vm("connect", "--", "true")
     monkeypatch.setattr(life, "catch_up", lambda *_: ["provisioning failed in stage script-1"])
     said = agent_vm("connect", "fix", "--command", "cat README; exit 5")
     assert (said.status, said.out) == (5, "hello\n")

@@ -7,14 +7,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 NAME = "agent-vm-test"
 PROGRAM = str(Path(sys.executable).with_name("agent-vm"))
@@ -24,16 +24,21 @@ CHECKOUT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class User:
-    """A person with a home of their own, and what they type there."""
+    """A person with a home of their own, and what they type there; `extra`: variables they set."""
 
     home: Path
     cache: str
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+    def having(self, **extra: str) -> User:
+        """Give the person with these variables set, and no others of their own."""
+        return replace(self, extra=extra)
 
     @property
     def env(self) -> dict[str, str]:
         kept = {key: os.environ[key] for key in ("PATH", "LIMA_HOME") if key in os.environ}
         return {**kept, "HOME": str(self.home), "XDG_CACHE_HOME": self.cache, "LANG": "C.UTF-8",
-                "TERM": "dumb"}  # fmt: skip
+                "TERM": "dumb", **self.extra}  # fmt: skip
 
     def run(self, *argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

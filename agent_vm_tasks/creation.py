@@ -1,0 +1,137 @@
+"""Making a VM: what fits this host, from which disk, and that Lima made what was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import guest, host, lima, process, state
+from .errors import AgentVMError, UsageError
+from .settings import explicit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .console import Say
+    from .lima import Instance
+    from .settings import Settings
+
+
+def fitted(settings: Settings) -> tuple[Settings, list[str]]:
+    """The settings with defaults cut to what this host has; asking for more is a UsageError."""
+    told: list[str] = []
+    for key, most in (("cpus", host.cpus()), ("memory", host.memory())):
+        wanted = getattr(settings.vm, key)
+        if wanted <= most:
+            continue
+        if explicit(settings, f"vm.{key}"):
+            source = settings.sources[f"vm.{key}"]
+            raise UsageError(
+                f"{source}: vm.{key} asks for {amount(key, wanted)}, "
+                f"this host has {amount(key, most)}",
+                f"ask for at most {amount(key, most)}",
+            )
+        use = most if key == "cpus" else most // 2
+        changed: Any = {key: use}
+        settings = replace(settings, vm=replace(settings.vm, **changed))
+        told.append(f"this host has {amount(key, most)}: the VM gets {amount(key, use)}")
+    return settings, told
+
+
+def rendered(settings: Settings, say: Say) -> dict[str, str]:
+    """Every file that a creation would use, by name; the host key is left out."""
+    from . import image, render, stages
+
+    fit, _ = fitted(settings)
+    images = image.choose(fit, say, build=False)
+    files = {"lima.yaml": render.lima_yaml(fit, images, "(made at creation)")}
+    scripts = (*stages.stages(fit), *stages.personal(fit))
+    return files | {f"provision/{stage.name}.sh": stage.script for stage in scripts}
+
+
+def create(settings: Settings, say: Say) -> Instance:
+    """Make the instance, from a kept disk where one fits; it is not booted. Raises AgentVMError."""
+    from . import golden, image, render
+
+    name = settings.vm.name
+    fit, told = fitted(settings)
+    for line in told:
+        say(line)
+    planned = image.choose(fit, say, build=False)
+    images = golden.prefer(fit, planned, say) or image.choose(fit, say)
+    sizes = [amount(key, getattr(fit.vm, key)) for key in ("cpus", "memory", "disk")]
+    say(f"creating the VM {name}: {', '.join(sizes)}")
+    private, public = _host_key()
+    yaml = render.lima_yaml(fit, images, private)
+    state.write(guest.known_hosts(name), f"{name} {public}\n")
+    try:
+        return _created(name, yaml)
+    except AgentVMError:
+        guest.known_hosts(name).unlink()
+        raise
+
+
+def _created(name: str, yaml: str) -> Instance:
+    """Create the instance and look at what Lima made of it; what it should not be is deleted."""
+    lima.create(name, yaml)
+    created = lima.find(name)
+    if created is None:
+        raise AgentVMError(f"limactl created {name}, but does not list it")
+    try:
+        refuse_strange(created, yaml)
+    except AgentVMError:
+        lima.delete(name)
+        raise
+    return created
+
+
+def _host_key() -> tuple[str, str]:
+    """A new ed25519 key pair for the guest's sshd: (private PEM, public line)."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "key"
+        process.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)])
+        return path.read_text(), path.with_suffix(".pub").read_text().strip()
+
+
+def refuse_strange(created: Instance, yaml: str) -> None:
+    """Compare Lima's effective configuration with what was asked for, before each boot.
+
+    The user's own Lima defaults and overrides are mixed into every instance ($LIMA_HOME/_config,
+    Lima's load.go) and could add mounts, forwards or scripts. Raises AgentVMError naming the keys.
+    """
+    from yaml import safe_load
+
+    asked, config = safe_load(yaml), created.config
+    strange = [key for key in ("mounts", "copyToHost", "networks", "additionalDisks", "env")
+               if config.get(key)]  # fmt: skip
+    strange += [key for key in ("plain",) if config.get(key) is not True]
+    strange += [key for key in ("propagateProxyEnv",) if config.get(key) is not False]
+    ssh = config.get("ssh") or {}
+    strange += [f"ssh.{key}" for key in ("forwardAgent", "forwardX11", "loadDotSSHPubKeys")
+                if ssh.get(key)]  # fmt: skip
+    scripts = [entry.get("script") for entry in config.get("provision") or ()]
+    if scripts != [entry["script"] for entry in asked["provision"]]:
+        strange.append("provision")
+    if sorted(_forwards(config)) != sorted(_forwards(asked)):
+        strange.append("portForwards")
+    if strange:
+        raise AgentVMError(
+            f"Lima would run {created.name} with other {', '.join(strange)} than asked for",
+            f"look into {created.dir.parent / '_config'}/default.yaml and override.yaml",
+        )
+
+
+def _forwards(config: Mapping[str, Any]) -> list[int]:
+    """Guest ports that reach the host."""
+    rules = config.get("portForwards") or ()
+    return [rule.get("guestPort", 0) for rule in rules if not rule.get("ignore")]
+
+
+def amount(key: str, number: int) -> str:
+    """Say it in words: 4 CPUs, 8 GiB memory."""
+    if key == "cpus":
+        return f"{number} CPU{'' if number == 1 else 's'}"
+    return f"{number / 1024:.4g} GiB {key}"

@@ -1,0 +1,4 @@
+# shellcheck shell=bash
+# Removes the variables and files from memory; sessions that run keep the variables they have.
+folder=${AGENT_VM_SECRETS:-/run/agent-vm-secrets}
+[ ! -d "$folder" ] || find "$folder" -mindepth 1 -delete
