@@ -72,6 +72,16 @@ def warm_up(name: str) -> None:
         )
 
 
+def reconnect(name: str) -> None:
+    """Log in anew for what follows: groups and environment are those of the login.
+
+    Sessions that are open go on over the old connection. Raises UnreachableError.
+    """
+    process.run(ssh(name, "-O", "stop"), check=False, timeout=10)
+    state.control_path(name).unlink(missing_ok=True)
+    warm_up(name)
+
+
 def disconnect(name: str) -> None:
     """End the warm connection, if there is one."""
     if state.control_path(name).exists() and config(name).exists():

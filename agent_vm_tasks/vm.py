@@ -127,7 +127,8 @@ def install(
     wanted, own = stages.stages(settings), stages.personal(settings)
     require_running(settings.vm.name)
     with state.lock(settings.vm.name, say):
-        provision.run(settings, wanted, say, c, upgrade=upgrade)
+        if provision.run(settings, wanted, say, c, upgrade=upgrade):
+            guest.reconnect(settings.vm.name)
         if own:
             provision.run(settings, own, say, c)
         _note(settings.vm.name, _asked(settings))
@@ -312,8 +313,7 @@ def _install(settings: Settings, instance: Instance, say: Say, c: Context | None
         return []
     warnings = []
     if provision.run(settings, stages.stages(settings), say, c):
-        guest.disconnect(instance.name)  # the groups of a session are those of its login
-        guest.warm_up(instance.name)
+        guest.reconnect(instance.name)
         if _unused_mark(instance.name).exists():
             warnings = _keep(settings, instance, say)
     _unused_mark(instance.name).unlink(missing_ok=True)
