@@ -186,6 +186,14 @@ def test_an_upgrade_runs_again_what_can_renew_and_tells_it_so(sandbox: Sandbox) 
     assert sandbox.log("one") == "yes\n"
 
 
+def test_a_stage_does_not_see_the_mirrors_of_an_older_session(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://gone/")
+    sandbox.run({"one": ("1", 'echo "${NPM_CONFIG_REGISTRY-none}"')})
+    assert sandbox.log("one") == "none\n"
+
+
 def test_a_stage_that_reads_its_input_does_not_eat_the_plan(sandbox: Sandbox) -> None:
     plan = {"one": ("1", "cat"), "two": ("2", "true")}
     assert sandbox.run(plan)[1][-1] == "@done two"

@@ -18,6 +18,8 @@ while sleep 20 > /dev/null; do echo "@still $SECONDS"; done 2> /dev/null 9>&- &
 ticking=$!
 trap 'kill "$ticking"; cd / && rm -rf "$folder"' EXIT
 export PROVISION_FOLDER=$folder DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+# Those of the session may be older than /etc/environment, which the stages read.
+unset NPM_CONFIG_REGISTRY UV_DEFAULT_INDEX PIP_INDEX_URL GOPROXY
 [ "${1-}" != upgrade ] || export UPGRADE=yes
 
 # In one write: the lines of stages that run side by side do not mix.
