@@ -79,6 +79,23 @@ def test_a_killed_connection_is_opened_again(vm: Guest) -> None:
     assert guest.connected(VM)
 
 
+def test_a_new_login_leaves_open_sessions_alone(vm: Guest) -> None:
+    guest.warm_up(VM)
+    login = "echo $SSH_CONNECTION"  # has the client's port, another for each login
+    before = subprocess.run([*guest.ssh(VM), login], check=True, capture_output=True, text=True)
+    with subprocess.Popen(
+        [*guest.ssh(VM), f"{login}; cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as session:
+        assert session.stdout is not None
+        assert session.stdout.readline() == before.stdout
+        guest.reconnect(VM)
+        after = subprocess.run([*guest.ssh(VM), login], check=True, capture_output=True, text=True)
+        said, _ = session.communicate("still here")
+    assert guest.connected(VM)
+    assert after.stdout not in {"", before.stdout}
+    assert (said, session.returncode) == ("still here", 0)
+
+
 def test_attach_follows_the_port_of_a_new_start(vm: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(render, "GUEST_USER", USER)
     guest.warm_up(VM)

@@ -355,6 +355,24 @@ def test_what_fails_at_a_connection_is_a_warning_and_is_not_tried_at_each(
     assert vm.catch_up(more, lambda _: None) == []
 
 
+def test_what_was_installed_later_is_in_force_for_the_next_command(
+    limactl: Limactl, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started(settings)
+    before = login()
+    monkeypatch.setattr(provision, "run", lambda *_, **__: False)
+    vm.install(settings, lambda _: None)
+    assert login() == before
+    monkeypatch.setattr(provision, "run", lambda *_, **__: True)
+    vm.install(settings, lambda _: None)
+    assert login() != before
+
+
+def login() -> str:
+    """The client's port: another for each login."""
+    return process.run([*ssh_guest.ssh(VM), "echo $SSH_CONNECTION"]).stdout
+
+
 def test_what_cannot_be_read_is_said_before_a_vm_is_made(
     limactl: Limactl, settings: Settings, repository: Path
 ) -> None:
