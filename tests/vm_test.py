@@ -15,6 +15,7 @@ from agent_vm_tasks import (
     host,
     lima,
     mount,
+    process,
     provision,
     state,
     vm,

@@ -103,7 +103,7 @@ def lima_home(user: User) -> Path:
 def user() -> Iterator[User]:
     home = Path(tempfile.mkdtemp(prefix="av", dir="/tmp"))
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
-    (home / ".gitconfig").write_text("[user]\nname = Tester\nemail = tester@localhost\n")
+    (home / ".gitconfig").write_text("[user]\nname = Tester\nemail = tester@example.org\n")
     (home / ".config" / "agent-vm").mkdir(parents=True)
     (home / ".config" / "agent-vm" / "config.toml").write_text(f'[vm]\nname = "{NAME}"\n')
     person = User(home, cache)
