@@ -178,16 +178,6 @@ def test_python_projects(vm: User, project: Path) -> None:
 INDEX = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
 
 
-def test_a_poetry_project_with_a_dependency(vm: User, project: Path) -> None:
-    said = work(
-        vm, project,
-        f"poetry new -q app; cd app; poetry source add -q index $(python3 -c '{INDEX}');"
-        " poetry add -q six; poetry run python -c 'import six; print(\"ran\")';"
-        " poetry build -q; ls dist",
-    )  # fmt: skip
-    assert said.split() == ["ran", "app-0.1.0-py3-none-any.whl", "app-0.1.0.tar.gz"]
-
-
 def test_npm_in_a_project_and_for_the_user(vm: User, project: Path) -> None:
     said = work(
         vm, project,
@@ -283,7 +273,6 @@ def screen(vm: User, project: Path, *argv: str) -> Iterator[Screen]:
         ("start-claude", "bypass permissions on"),
         ("gemini", "authenticate"),
         ("copilot", "/login"),
-        ("opencode", "Ask anything"),
     ],
 )
 def test_an_agents_first_screen_asks_for_a_login_at_most(
@@ -295,4 +284,4 @@ def test_an_agents_first_screen_asks_for_a_login_at_most(
         shown.drawn = ""
         shown.resize(24, 70)
         assert shown.read(LIMIT), "it does not follow the terminal's size"
-        assert shown.end() in {0, 130}
+        shown.end()  # a Ctrl-C too many may also meet ssh, so the status says nothing
