@@ -175,7 +175,6 @@ def test_python_projects(vm: User, project: Path) -> None:
 
 
 # Poetry asks its default index for JSON, which mirrors often lack; this is pip's.
-INDEX = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
 
 
 def test_npm_in_a_project_and_for_the_user(vm: User, project: Path) -> None:
