@@ -174,9 +174,6 @@ def test_python_projects(vm: User, project: Path) -> None:
     assert "1" in said.splitlines()
 
 
-# Poetry asks its default index for JSON, which mirrors often lack; this is pip's.
-
-
 def test_npm_in_a_project_and_for_the_user(vm: User, project: Path) -> None:
     said = work(
         vm, project,
