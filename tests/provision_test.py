@@ -538,12 +538,15 @@ case "$*" in
     *gone*) echo "error: No solution found when resolving" >&2; exit 1 ;;
 esac""")  # fmt: skip
     mine = ("My_Thing", "httpie[socks]==3.2", "gone==9", "new")
+    script(programs(vm), "chown")
     wanted = Settings(packages=Packages(python=mine))
     plan = (without_account(stage("python", wanted), sandbox),)
     with pytest.raises(AgentVMError, match=r"installed: gone==9 \(error: No solution found"):
         provision.run(wanted, plan, lambda _: None)
     done = ["httpie[socks]==3.2", "gone==9", "new"]
     assert installs(vm, "uv") == ["list", *(f"install {name}" for name in done)]
+    given = [call.split()[-1] for call in calls(programs(vm)) if call.startswith("chown -R agent:")]
+    assert given == ["/opt/uv-tools/httpie", "/opt/uv-tools/new"]
 
 
 def test_home_files_are_put_down_once_and_the_users_own_are_kept(

@@ -174,6 +174,22 @@ def test_python_projects(vm: User, project: Path) -> None:
     assert "1" in said.splitlines()
 
 
+def test_poetry(vm: User, project: Path) -> None:
+    said = work(
+        vm, project,
+        "mkdir poem; cd poem; poetry init -qn --name poem;"
+        # Of its own default it asks for pages that not every mirror has.
+        " poetry source add -q --priority=primary simple ${PIP_INDEX_URL:-https://pypi.org/simple/};"
+        " poetry add -qn six; poetry run python -c 'import six; print(3)'",
+    )  # fmt: skip
+    assert said.splitlines()[-1] == "3"
+
+
+def test_what_a_tool_compiles_at_its_first_run_is_kept(vm: User) -> None:
+    caches = "find /opt/uv-tools/pipenv /opt/uv-tools/agent-vm -name '*.pyc' | wc -l"
+    assert int(inside(vm, f"pipenv --version > /dev/null; agent-vm --version > /dev/null; {caches}"))
+
+
 def test_npm_in_a_project_and_for_the_user(vm: User, project: Path) -> None:
     said = work(
         vm, project,
@@ -182,6 +198,12 @@ def test_npm_in_a_project_and_for_the_user(vm: User, project: Path) -> None:
         " node -p 'process.versions.node.split(\".\")[0] >= 22'",
     )  # fmt: skip
     assert said.splitlines()[-3:] == ["true", "/home/agent/.local/bin/is-ci", "true"]
+    assert inside(vm, "sudo npm prefix --global") == "/usr/local\n"
+
+
+def test_node_ends_with_the_process_that_was_started(vm: User) -> None:
+    same = inside(vm, "node -p process.pid & wait; echo $!").split()
+    assert same[0] == same[1]
 
 
 def test_go_make_git_lfs_and_dvc(vm: User, project: Path) -> None:
@@ -268,6 +290,7 @@ def screen(vm: User, project: Path, *argv: str) -> Iterator[Screen]:
         ("claude", "Not logged in"),
         ("start-claude", "bypass permissions on"),
         ("gemini", "authenticate"),
+        ("opencode", "Ask anything"),
         ("copilot", "/login"),
     ],
 )
