@@ -1,0 +1,109 @@
+"""What a fetch brought that would run here."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent_vm_tasks import review
+
+from .conftest import commit, git
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def base(repository: Path) -> str:
+    return git(repository, "rev-parse", "HEAD")
+
+
+@pytest.mark.parametrize(
+    ("path", "who"),
+    [
+        (".githooks/pre-commit", "git hooks"),
+        (".husky/post-merge", "git hooks"),
+        ("web/.husky/post-merge", "git hooks"),
+        (".pre-commit-config.yaml", "git hooks"),
+        ("lefthook.yml", "git hooks"),
+        ("docs/.gitattributes", "git's filters"),
+        (".gitmodules", "git's settings"),
+        (".lfsconfig", "git's settings"),
+        (".envrc", "the shell that enters the folder"),
+        (".vscode/tasks.json", "the editor"),
+        ("app.code-workspace", "the editor"),
+        (".devcontainer/devcontainer.json", "the editor"),
+        (".claude/settings.json", "coding agents here"),
+        (".mcp.json", "coding agents here"),
+        ("opencode.json", "coding agents here"),
+        (".github/workflows/ci.yml", "the CI"),
+        ("agent-vm.toml", "agent-vm and invoke"),
+        ("tasks.py", "agent-vm and invoke"),
+    ],
+)
+def test_a_file_that_something_runs_is_named_with_what_runs_it(
+    repository: Path, base: str, path: str, who: str
+) -> None:
+    text = "[submodule]\n" if path == ".gitmodules" else "text\n"
+    assert review.what_runs(repository, base, commit(repository, path, text)) == [f"{path} ({who})"]
+
+
+def test_other_files_are_not_named(repository: Path, base: str) -> None:
+    for path in ("src/main.py", "hooks.md", "docs/envrc.txt", "x.vscode", "my.gitattributes"):
+        new = commit(repository, path)
+    assert review.what_runs(repository, base, new) == []
+
+
+def test_a_file_that_is_executable_now_is_named(repository: Path, base: str) -> None:
+    (repository / "README").chmod(0o755)
+    git(repository, "commit", "-qam", "x")
+    new = git(repository, "rev-parse", "HEAD")
+    found = review.what_runs(repository, base, new)
+    assert found == ["README (whoever starts it: it is executable now)"]
+    assert review.what_runs(repository, new, commit(repository, "README", "changed\n")) == []
+
+
+def test_npm_scripts_are_named_when_they_change(repository: Path, base: str) -> None:
+    def package(**values: object) -> str:
+        return commit(repository, "web/package.json", json.dumps({"name": "x", **values}))
+
+    plain = package()
+    assert review.what_runs(repository, base, plain) == []
+    first = package(scripts={"postinstall": "./x"})
+    assert review.what_runs(repository, plain, first) == ["web/package.json (npm)"]
+    assert review.what_runs(repository, first, package(scripts={"postinstall": "./x"}, a=1)) == []
+    broken = commit(repository, "web/package.json", "[" * 100_000)
+    assert review.what_runs(repository, first, broken) == ["web/package.json (npm)"]
+
+
+def test_what_the_host_has_changed_since_is_not_the_guests(repository: Path, base: str) -> None:
+    new = commit(repository, "theirs/.envrc")
+    git(repository, "reset", "-q", "--hard", base)
+    ours = commit(repository, ".envrc")
+    assert review.what_runs(repository, ours, new) == [
+        "theirs/.envrc (the shell that enters the folder)"
+    ]
+
+
+def test_without_a_common_commit_everything_is_new(repository: Path, base: str) -> None:
+    git(repository, "checkout", "-q", "--orphan", "other")
+    new = commit(repository, ".envrc")
+    expected = [".envrc (the shell that enters the folder)"]
+    assert review.what_runs(repository, base, new) == expected
+    assert review.what_runs(repository, "", new) == expected
+
+
+def test_the_users_own_settings_of_git_run_nothing(repository: Path, base: str) -> None:
+    git(repository, "config", "diff.external", "touch /tmp/should-not-be; false")
+    git(repository, "config", "diff.x.textconv", "false")
+    commit(repository, ".gitattributes", "* diff=x\n")
+    assert review.what_runs(repository, base, "HEAD") == [".gitattributes (git's filters)"]
+
+
+def test_the_size_of_what_a_checkout_writes(repository: Path, base: str) -> None:
+    commit(repository, "a", "x" * 1000)
+    new = commit(repository, "b", "y" * 500)
+    assert review.written(repository, base, new) == 1500
+    assert review.written(repository, new, new) == 0
