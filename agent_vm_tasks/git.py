@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import signal
+import time
 from typing import TYPE_CHECKING
 
 from . import guest, process
@@ -34,6 +37,9 @@ _SAFE = {
 
 _QUIET = {"GIT_LFS_SKIP_SMUDGE": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 
+LARGEST_PACK = 4 * 2**30
+"""Bytes that the guest may send in one fetch: a pack can be made to fill any disk."""
+
 # What would point git elsewhere than at the folder it is told to work in (git(1), ENVIRONMENT).
 _STEERING = (
     "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR",
@@ -41,14 +47,14 @@ _STEERING = (
 )  # fmt: skip
 
 
-def run(repository: Path, *args: str, check: bool = True) -> process.Result:
+def run(repository: Path, *args: str, check: bool = True, stdin: str = "") -> process.Result:
     """Git as the user has it set up, for what happens in their own repository; no hooks.
 
     Nor a download by git-lfs: in commits from the guest, .lfsconfig names the server.
     """
     env = {key: value for key, value in os.environ.items() if key not in _STEERING}
     argv = ["git", "-C", str(repository), "-c", "core.hooksPath=/dev/null", *args]
-    return process.run(argv, env={**env, **_QUIET}, check=check)
+    return process.run(argv, env={**env, **_QUIET}, check=check, stdin=stdin)
 
 
 def output(repository: Path, *args: str) -> str:
@@ -60,8 +66,25 @@ def transfer(repository: Path, name: str, *args: str) -> process.Result:
     options = [part for key, value in _SAFE.items() for part in ("-c", f"{key}={value}")]
     # Ownership was checked by the user's own git before; their safe.directory is out of sight here.
     options += ["-c", f"safe.directory={repository}"]
-    argv = ["git", "-C", str(repository), *options, *args]
-    return process.run(argv, env=_environment(name), check=False)
+    limit = ["prlimit", f"--fsize={LARGEST_PACK}"] if shutil.which("prlimit") else []
+    argv = [*limit, "git", "-C", str(repository), *options, *args]
+    began = time.time()
+    result = process.run(argv, env=_environment(name), check=False, watch=guest.watch(name))
+    if _cut_off(result):
+        _tidy(repository, began)
+    return result
+
+
+def _cut_off(result: process.Result) -> bool:
+    return f"died of signal {signal.SIGXFSZ:d}" in result.stderr
+
+
+def _tidy(repository: Path, since: float) -> None:
+    """Remove the pack that was cut off; git would keep it for two weeks."""
+    folder = repository / output(repository, "rev-parse", "--git-path", "objects/pack")
+    for file in folder.glob("tmp_*"):
+        if file.stat().st_mtime >= since:
+            file.unlink()
 
 
 def check_branch(branch: str) -> None:
@@ -100,6 +123,9 @@ def _environment(name: str) -> dict[str, str]:
 
 
 def explain(result: process.Result, doing: str) -> AgentVMError:
+    if _cut_off(result):
+        limit = f"{LARGEST_PACK >> 30} GiB"
+        return AgentVMError(f"{doing} failed: the VM sent more than {limit}, which is refused")
     lines = [line for line in (result.stderr or result.stdout).splitlines() if line.strip()]
     said = next((line for line in lines if line.startswith(("fatal:", "error:"))), result.reason)
     return AgentVMError(f"{doing} failed: {said}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from . import data, process, state
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from fabric import Connection
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from .lima import Instance
     from .process import Result
 
+GREETING = 3.0
+"""Seconds for sshd in the guest to say its first word."""
 SSH_FAILED = 255
 """ssh(1)'s own exit status when the connection, not the remote command, fails."""
 
@@ -62,9 +66,34 @@ def connected(name: str) -> bool:
     return process.run(ssh(name, "-O", "check"), check=False, timeout=10).ok
 
 
+def answers(name: str) -> bool:
+    """Whether the guest's sshd greets: what QEMU alone accepts, a frozen guest does not answer."""
+    import socket
+
+    try:
+        found = re.search(r"^ *Port (\d+)$", config(name).read_text("utf-8"), re.MULTILINE)
+        with socket.create_connection(("127.0.0.1", int(found[1]) if found else 0), GREETING) as to:
+            return to.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
+def watch(name: str) -> Callable[[], None]:
+    """What to look at while something in the guest takes long; raises UnreachableError."""
+
+    def look() -> None:
+        if not answers(name) and not answers(name):  # busy ones may miss one
+            raise UnreachableError(
+                f"the VM {name} does not answer: it is frozen, or too busy",
+                "`agent-vm doctor --fix` wakes it or starts it anew",
+            )
+
+    return look
+
+
 def warm_up(name: str) -> None:
     """Open the shared connection; raises UnreachableError."""
-    result = process.run([*ssh(name), "true"], check=False, timeout=60)
+    result = process.run([*ssh(name), "true"], check=False, timeout=60, watch=watch(name))
     if not result.ok:
         raise UnreachableError(
             f"the VM {name} runs, but ssh does not get in: {result.reason}",
@@ -97,25 +126,41 @@ def script(name: str, file: str, *args: str, timeout: float | None = 120) -> lis
     """
     remote = shlex.join(["bash", "-s", "--", *args])
     result = process.run(
-        [*ssh(name), remote], stdin=data.script(file), check=False, timeout=timeout
-    )
+        [*ssh(name), remote], stdin=data.script(file), check=False, timeout=timeout,
+        watch=watch(name),
+    )  # fmt: skip
     return _successful(result).split("\0")[:-1]
 
 
-def feed(name: str, file: str, stdin: bytes) -> str:
+def feed(
+    name: str, file: str, stdin: bytes | IO[bytes], *args: str, timeout: float | None = 120
+) -> str:
     """Run common/scripts/`file` in the guest with `stdin` as its input; what it prints.
 
-    For input that no command line may show. Raises UnreachableError when ssh fails, and
-    AgentVMError with the script's last words when it does not succeed.
+    For input that no command line may show, or that is large. Raises UnreachableError when ssh
+    fails, and AgentVMError with the script's last words when it does not succeed.
     """
-    remote = shlex.join(["bash", "-c", data.script(file)])
-    return _successful(process.run([*ssh(name), remote], stdin=stdin, check=False, timeout=120))
+    remote = shlex.join(["bash", "-c", data.script(file), file, *args])
+    argv = [*ssh(name), remote]
+    result = process.run(argv, stdin=stdin, check=False, timeout=timeout, watch=watch(name))
+    return _successful(result)
+
+
+def receive(name: str, file: str, *args: str, into: IO[bytes], largest: int) -> None:
+    """Run common/scripts/`file` in the guest; what it prints goes to a file.
+
+    Raises UnreachableError when ssh fails, and AgentVMError with the script's last words, or beyond
+    `largest` bytes.
+    """
+    remote = shlex.join(["bash", "-s", "--", *args])
+    _successful(process.save([*ssh(name), remote], data.script(file), into, largest))
 
 
 def unpack(name: str, folder: str, archive: bytes) -> None:
     """Unpack a tar into a folder of the guest (from its home); what is there already stays."""
     remote = f"tar --extract --skip-old-files --file=- --directory={shlex.quote(folder)}"
-    result = process.run([*ssh(name), remote], stdin=archive, check=False, timeout=600)
+    argv = [*ssh(name), remote]
+    result = process.run(argv, stdin=archive, check=False, timeout=600, watch=watch(name))
     if not result.ok:
         raise AgentVMError(f"copying files into the VM failed: {result.reason}")
 

@@ -18,16 +18,20 @@ from .console import printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TAKES_BRANCH = frozenset({"connect", "push", "fetch", "clean"})
-BRANCH_FLAGS = frozenset({"--branch", "-b"})
-TAKES_VALUE = BRANCH_FLAGS | {"--command", "-c"}
+BRANCH = ("--branch", "-b")
+FLAGS = {
+    **dict.fromkeys(("connect", "push", "fetch", "clean"), BRANCH),
+    "undo": ("--workspace", "-w"),
+}
+"""What the bare word behind a verb stands for."""
+TAKES_VALUE = {*BRANCH, *FLAGS["undo"], "--command", "-c"}
 
 
 class AgentVM(Program):
     """Invoke's Program, which cannot have positional arguments that may be missing."""
 
     def run(self, argv: list[str] | None = None, exit: bool = True) -> None:  # noqa: A002
-        super().run(with_branch_flags(sys.argv if argv is None else argv), exit=exit)
+        super().run(with_flags(sys.argv if argv is None else argv), exit=exit)
 
     def parse_core(self, argv: list[str] | None) -> None:
         with _usage_errors():
@@ -42,19 +46,19 @@ class AgentVM(Program):
             super().parse_cleanup()
 
 
-def with_branch_flags(argv: list[str]) -> list[str]:
-    """Put --branch before the first bare word of a verb that takes a branch."""
+def with_flags(argv: list[str]) -> list[str]:
+    """Put --branch before the first bare word of a verb that takes a branch, and so on."""
     until = argv.index("--") if "--" in argv else len(argv)
     words: list[str] = []
-    wanting = False
+    wanted: tuple[str, ...] = ()
     for at, word in enumerate(argv[:until]):
         if at and argv[at - 1] in TAKES_VALUE:
-            wanting &= argv[at - 1] not in BRANCH_FLAGS
+            wanted = () if argv[at - 1] in wanted else wanted
         elif at and word in ns.task_names:
-            wanting = word in TAKES_BRANCH
-        elif wanting and not word.startswith("-"):
-            words.append("--branch")
-            wanting = False
+            wanted = FLAGS.get(word, ())
+        elif wanted and not word.startswith("-"):
+            words.append(wanted[0])
+            wanted = ()
         words.append(word)
     return words + argv[until:]
 

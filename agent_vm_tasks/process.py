@@ -9,8 +9,9 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from .errors import AgentVMError
 
@@ -22,6 +23,8 @@ log = logging.getLogger("agent-vm")
 
 GRACE = 5.0
 """Seconds a program gets between being asked to end and being ended."""
+WATCH = 3.0
+"""Seconds between two looks at what a program that takes long depends on."""
 
 
 @dataclass(frozen=True)
@@ -54,31 +57,52 @@ def run(
     argv: Sequence[str],
     *,
     check: bool = True,
-    stdin: str | bytes = b"",
+    stdin: str | bytes | IO[bytes] = b"",
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
     timeout: float | None = None,
     user: str | None = None,
+    watch: Callable[[], None] | None = None,
 ) -> Result:
     """Run `argv` to its end, capturing what it says.
 
     `env` is the whole environment; `timeout` is in seconds; `user` (root only) runs it as that
-    account. Raises ProcessError on a non-zero status unless `check` is false, and AgentVMError when
-    the program is missing or takes too long; then its whole process group is gone.
+    account; `watch` is called every few seconds, and ends it by raising. Raises ProcessError on a
+    non-zero status unless `check` is false, and AgentVMError when the program is missing or takes
+    too long; then its whole process group is gone.
     """
-    child = popen(argv, env=env, cwd=cwd, user=user)
+    text = stdin.encode() if isinstance(stdin, str) else stdin if isinstance(stdin, bytes) else None
+    source = subprocess.PIPE if isinstance(stdin, str | bytes) else stdin
+    child = popen(argv, env=env, cwd=cwd, user=user, stdin=source)
     try:
-        out, err = child.communicate(stdin.encode() if isinstance(stdin, str) else stdin, timeout)
+        out, err = _communicate(child, text, timeout, watch)
     except subprocess.TimeoutExpired:
         kill(child)
         raise AgentVMError(f"{argv[0]} gave no answer within {timeout:g} s") from None
     except BaseException:
         kill(child)
         raise
-    result = Result(tuple(argv), child.returncode, _text(out), _text(err))
+    result = Result(tuple(argv), child.returncode, _text(out or b""), _text(err))
     if check and not result.ok:
         raise ProcessError(result)
     return result
+
+
+def _communicate(
+    child: subprocess.Popen[bytes], given: bytes | None, timeout: float | None,
+    watch: Callable[[], None] | None,
+) -> tuple[bytes, bytes]:  # fmt: skip
+    end = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = None if end is None else max(0.0, end - time.monotonic())
+        look = left is None or left > WATCH
+        try:
+            return child.communicate(given, WATCH if watch and look else left)
+        except subprocess.TimeoutExpired:
+            if not watch or not look:
+                raise
+            watch()
+            given = None  # it goes on with what is left of it
 
 
 def popen(
@@ -87,8 +111,8 @@ def popen(
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
     user: str | None = None,
-    stdin: int = subprocess.PIPE,
-    stderr: int = subprocess.PIPE,
+    stdin: int | IO[bytes] = subprocess.PIPE,
+    stderr: int | IO[bytes] = subprocess.PIPE,
 ) -> subprocess.Popen[bytes]:
     """Start `argv` in a session of its own, so that `kill` ends it with its children."""
     log.debug("run: %s", shlex.join(argv))
@@ -105,6 +129,32 @@ def popen(
         )
     except OSError as error:
         raise _unusable(argv[0], error, user) from None
+
+
+def save(argv: Sequence[str], stdin: str, into: IO[bytes], largest: int) -> Result:
+    """Run `argv`, writing what it prints to a file; raises AgentVMError beyond `largest` bytes."""
+    import tempfile
+
+    with tempfile.TemporaryFile() as err:
+        child = popen(argv, stderr=err)
+        try:
+            with contextlib.suppress(BrokenPipeError), _the(child.stdin) as pipe:
+                pipe.write(stdin.encode())
+            _copy(_the(child.stdout), into, largest)
+            status = child.wait()
+        except BaseException:
+            kill(child)
+            raise
+        close(child)
+        err.seek(0)
+        return Result(tuple(argv), status, "", _text(err.read(2**20)))
+
+
+def _copy(source: IO[bytes], into: IO[bytes], largest: int) -> None:
+    while chunk := os.read(source.fileno(), 2**20):
+        largest -= into.write(chunk)
+        if largest < 0:
+            raise AgentVMError("it is too large")
 
 
 def follow(
@@ -193,11 +243,15 @@ def _identity(user: str | None) -> dict[str, Any]:
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": groups}
 
 
+def _the(stream: IO[bytes] | None) -> IO[bytes]:
+    assert stream is not None  # noqa: S101  popen() pipes it unless told otherwise
+    return stream
+
+
 def _parts(child: subprocess.Popen[bytes]) -> Iterator[str]:
     """Lines as they come; a carriage return (progress of git, apt) ends one, too."""
-    assert child.stdout is not None  # noqa: S101  popen() always pipes it
     rest = b""
-    while chunk := os.read(child.stdout.fileno(), 65536):
+    while chunk := os.read(_the(child.stdout).fileno(), 65536):
         *whole, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
         yield from (_text(part) for part in whole if part.strip())
     if rest.strip():

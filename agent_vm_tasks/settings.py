@@ -93,7 +93,10 @@ class Mount:
 
 @dataclass(frozen=True)
 class Workspace:
+    """`keep_days`: how long deleted workspaces are kept on this machine; 0 keeps none."""
+
     include: tuple[str, ...] = ()
+    keep_days: int = 14
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,7 @@ CHECKS: Mapping[str, checks.Check] = {
     "mount.enabled": checks.flag,
     "mount.path": _PATH,
     "workspace.include": checks.items(_RELATIVE),
+    "workspace.keep_days": checks.integer(0, 3650),
 }
 TABLES = tuple(dict.fromkeys(path.partition(".")[0] for path in CHECKS))
 SIZES = ("vm.memory", "vm.disk")
@@ -185,6 +189,7 @@ USER_ONLY: Mapping[str, tuple[object, ...]] = {
     "secrets.files": (),
     "mount.path": (),
     "workspace.include": (),
+    "workspace.keep_days": (14,),
 }
 """Keys that count only in the user's own file, with the values a repository's may still have.
 

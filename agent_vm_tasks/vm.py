@@ -190,16 +190,14 @@ def status(settings: Settings) -> Status:
     )
 
 
-def losses(settings: Settings) -> list[str]:
-    """What would be gone with the VM, in words; also that it could not be found out."""
+def contents(settings: Settings) -> tuple[tuple[Row, ...], str]:
+    """The workspaces, and why they could not all be looked at; nothing when there is no VM."""
     found = find(settings.vm.name)
     if found is None:
-        return []
+        return (), ""
     if not found.running:
-        return ["workspaces that could not be looked at: the VM is not running"]
-    rows, trouble = _inventory(settings.vm.name)
-    lost = [f"{row.folder}: {loss}" for row in rows for loss in row.losses]
-    return [*lost, *([f"workspaces that could not be looked at: {trouble}"] if trouble else [])]
+        return (), "the VM is not running"
+    return _inventory(settings.vm.name)
 
 
 def stop(settings: Settings, say: Say) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import data, git, guest, mount, state
+from . import data, git, guest, mount, review, state
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 LONGEST_FOLDER = 100
+LARGEST_CHECKOUT = 2**30
+"""Bytes of files that a fetch writes unasked: a small pack may hold gigabytes of zeros."""
 NOT_THERE = 213
 """Exit status of common/scripts/workspace-enter.sh for a workspace that does not exist."""
 
@@ -122,12 +124,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a fetch brought; `merged`: the local branch holds it, else `advice` says what to do."""
+    """What a fetch brought; `merged`: the local branch holds it, else `advice` says what to do.
+
+    `runs`: files of it that programs on the host would run.
+    """
 
     ref: str
     commits: int
     merged: bool
     advice: str = ""
+    runs: tuple[str, ...] = ()
 
 
 def repository(start: Path) -> Repository:
@@ -269,9 +275,10 @@ def fetch(ws: Workspace, say: Say) -> tuple[Fetched, Contents]:
     branch, new = _commits(ws)
     state.write(_fetched(ws.vm, ws.key), new)
     count = _new_commits(repo, new, before, branch) if new != before else 0
+    runs = tuple(review.what_runs(repo, before or branch, new)) if count else ()
     merged, advice = _forward(ws, branch, new)
     say(f"fetched {_many(count, 'commit')}" if count else "nothing new")
-    return Fetched(ws.ref, count, merged, advice), contents
+    return Fetched(ws.ref, count, merged, advice, runs), contents
 
 
 def inspect(ws: Workspace) -> Contents | None:
@@ -387,6 +394,8 @@ def _forward(ws: Workspace, old: str, new: str) -> tuple[bool, str]:
             False,
             f"{tree} has uncommitted changes: stash, then `git merge --ff-only {ws.ref}` there",
         )
+    elif (size := review.written(repo, old, new)) > LARGEST_CHECKOUT:
+        return False, f"its files take {size >> 20} MiB; `git merge --ff-only {ws.ref}` writes them"
     else:
         how = ("merge", "--quiet", "--ff-only", "--no-overwrite-ignore")
         moved = git.run(tree, *how, new, check=False)

@@ -87,7 +87,7 @@ class Bench:
     def children(self, argv: list[str]) -> str:
         """How many limactl and ssh a command starts, from its own debug log."""
         said = self.run([argv[0], "--debug", *argv[1:]]).stderr
-        started = re.findall(r"run: (?:\S*/)?(ssh|limactl|git) (.*)", said)
+        started = re.findall(r"run: (?:prlimit \S+ )?(?:\S*/)?(ssh|limactl|git) (.*)", said)
         limactl = sum(program == "limactl" for program, _ in started)
         ssh = sum(program == "ssh" and " -O " not in words for program, words in started)
         ssh += sum(

@@ -48,22 +48,26 @@ TASKS = sorted(ns.task_names)
         ("connect --branch=push", "connect --branch=push"),
         ("start --memory 16", "start --memory 16"),
         ("mount x", "mount x"),
+        ("undo", "undo"),
+        ("undo app-x", "undo --workspace app-x"),
+        ("undo -w app-x push x", "undo -w app-x push --branch x"),
+        ("undo --json", "undo --json"),
         ("", ""),
     ],
 )  # fmt: skip
 def test_a_bare_word_after_a_verb_is_its_branch(typed: str, meant: str) -> None:
-    assert main.with_branch_flags(["agent-vm", *typed.split()]) == ["agent-vm", *meant.split()]
+    assert main.with_flags(["agent-vm", *typed.split()]) == ["agent-vm", *meant.split()]
 
 
 def test_an_empty_branch_is_still_a_word() -> None:
-    assert main.with_branch_flags(["agent-vm", "push", ""]) == ["agent-vm", "push", "--branch", ""]
+    assert main.with_flags(["agent-vm", "push", ""]) == ["agent-vm", "push", "--branch", ""]
 
 
 @given(
     st.lists(st.sampled_from(["push", "connect", "x", "--", "-b", "--force", "é", "", "status"]))
 )
 def test_nothing_but_branch_flags_is_added_and_none_after_the_dashes(words: list[str]) -> None:
-    got = main.with_branch_flags(["agent-vm", *words])
+    got = main.with_flags(["agent-vm", *words])
     until = words.index("--") if "--" in words else len(words)
     tail = words[until:]
     assert got[len(got) - len(tail) :] == tail
@@ -75,8 +79,9 @@ def parameters(verb: str) -> set[str]:
     return set(inspect.signature(ns[verb].body).parameters)
 
 
-def test_the_shorthand_is_for_just_those_verbs_that_take_a_branch() -> None:
-    assert {verb for verb in TASKS if "branch" in parameters(verb)} == main.TAKES_BRANCH
+def test_the_shorthand_is_for_just_those_verbs_that_take_a_branch_or_a_workspace() -> None:
+    takes = {verb for verb in TASKS if parameters(verb) & {"branch", "workspace"}}
+    assert takes == main.FLAGS.keys()
 
 
 @pytest.mark.parametrize("verb", TASKS)

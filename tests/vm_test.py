@@ -243,7 +243,7 @@ def test_somebody_elses_instance_of_that_name_is_left_alone(
 ) -> None:
     theirs: dict[str, Any] = {"status": "Running", "cpus": 1, "config": {}}
     limactl.change(**theirs)
-    for act in (started, vm.status, lambda s: vm.stop(s, print), vm.destroy, vm.losses):
+    for act in (started, vm.status, lambda s: vm.stop(s, print), vm.destroy, vm.contents):
         with pytest.raises(AgentVMError, match="agent-vm did not make for this user"):
             act(settings)
     assert limactl.calls() == []
@@ -451,18 +451,18 @@ def test_status_of_a_vm_that_ssh_cannot_reach_says_why(
 
 
 def test_what_a_destruction_would_lose(limactl: Limactl, guest: Guest, settings: Settings) -> None:
-    assert vm.losses(settings) == []
+    assert vm.contents(settings) == ((), "")
     limactl.adopt(guest)
-    assert vm.losses(settings) == []
+    assert vm.contents(settings) == ((), "")
     a_workspace(guest, "app-fix")
-    assert vm.losses(settings) == ["app-fix: 1 commit not fetched", "app-fix: 1 file untracked"]
+    ((row,), trouble) = vm.contents(settings)
+    assert (row.losses, trouble) == (["1 commit not fetched", "1 file untracked"], "")
 
 
-def test_what_cannot_be_looked_at_counts_as_lost(limactl: Limactl, settings: Settings) -> None:
+def test_why_workspaces_cannot_be_looked_at(limactl: Limactl, settings: Settings) -> None:
     started(settings)
     vm.stop(settings, print)
-    (lost,) = vm.losses(settings)
-    assert lost == "workspaces that could not be looked at: the VM is not running"
+    assert vm.contents(settings) == ((), "the VM is not running")
 
 
 def test_stop(limactl: Limactl, settings: Settings) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from invoke.collection import Collection
 
-from . import config, credentials, lifecycle, maintenance, setup, work
+from . import config, credentials, lifecycle, maintenance, setup, undo, work
 
 ns = Collection(
     lifecycle.start,
@@ -17,6 +17,7 @@ ns = Collection(
     work.fetch,
     work.clean,
     work.clean_all,
+    undo.undo,
     lifecycle.mount,
     lifecycle.unmount,
     credentials.secrets,

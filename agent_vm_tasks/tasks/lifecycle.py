@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.tasks import task
 
-from agent_vm_tasks import console, secrets, vm
+from agent_vm_tasks import console, secrets, undo, vm
 from agent_vm_tasks import mount as sshfs
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks.console import say, warn
@@ -82,9 +82,17 @@ def destroy(_context: Context, force: bool = False) -> None:
     Example: destroy --force
     """
     chosen = configuration.load()
-    if not force and vm.find(chosen.vm.name):
-        confirm("destroy the VM", vm.losses(chosen))
-    print("The VM is destroyed." if vm.destroy(chosen) else "No VM exists.")
+    name = chosen.vm.name
+    rows, trouble = vm.contents(chosen)
+    weights = undo.weigh(name, rows)
+    if not force and vm.find(name):
+        unknown = [f"workspaces that could not be looked at: {trouble}"] if trouble else []
+        confirm("destroy the VM", [*undo.losses(rows, weights), *unknown])
+    if trouble:
+        warn(f"workspaces were not looked at and no copy is kept of them: {trouble}")
+    kept = undo.keep(name, rows, weights, chosen.workspace.keep_days, say)
+    back = "; `agent-vm undo` lists what can be brought back" if kept else ""
+    print(f"The VM is destroyed{back}." if vm.destroy(chosen) else "No VM exists.")
 
 
 @task

@@ -12,7 +12,7 @@ from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from agent_vm_tasks import guest, secrets, vm, workspaces
+from agent_vm_tasks import guest, secrets, undo, vm, workspaces
 from agent_vm_tasks import mount as sshfs
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks.console import say, warn
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 TRIES = 4
 """How often to enter at most: without the variables, without the workspace, and beside others."""
+MOST_TOLD = 20
+"""How many of the files that could run here `fetch` names."""
 BRANCH = {"branch": "the branch, for example fix-login"}
 
 _AFTER_PUSH = {
@@ -61,7 +63,7 @@ def connect(c: Context, branch: str | None = None, command: str | None = None) -
     ws = _workspace(chosen, branch) if branch is not None else None
     if ws:
         workspaces.require_branchable(ws)
-    if _running(chosen, c):
+    if running(chosen, c):
         for line in (*given.warnings, *vm.catch_up(chosen, say, c)):
             warn(line)
     status = _enter(chosen, ws, given, command, _after_dashes())
@@ -79,7 +81,7 @@ def push(c: Context, branch: str | None = None) -> None:
     chosen = configuration.load()
     ws = _workspace(chosen, branch)
     workspaces.require_branchable(ws)
-    _running(chosen, c)
+    running(chosen, c)
     _push(chosen, ws)
     print(f"{ws.branch} is in the VM.")
 
@@ -97,6 +99,10 @@ def fetch(c: Context, branch: str | None = None) -> None:
     fetched, contents = workspaces.fetch(ws, say)
     for line in contents.losses:
         warn(f"left in the workspace: {line}")
+    for line in fetched.runs[:MOST_TOLD]:
+        warn(f"runs on this machine, so look at it first: {line}")
+    if more := len(fetched.runs[MOST_TOLD:]):
+        warn(f"and {more} more such files")
     if not fetched.merged:
         raise AgentVMError(
             f"the work is at {fetched.ref}, {ws.branch} was not moved", fetched.advice
@@ -118,7 +124,7 @@ def clean(c: Context, branch: str | None = None, force: bool = False) -> None:
     if not rows:
         print(f"There is no workspace of {ws.branch}.")
         return
-    _remove(ws.vm, rows, force=force)
+    _remove(chosen, rows, force=force)
 
 
 @task(help={"force": "do not ask, whatever would be lost"})
@@ -130,7 +136,7 @@ def clean_all(c: Context, force: bool = False) -> None:
     """
     chosen = configuration.load()
     _existing(chosen, c)
-    _remove(chosen.vm.name, workspaces.inventory(chosen.vm.name), force=force)
+    _remove(chosen, workspaces.inventory(chosen.vm.name), force=force)
 
 
 def _lost(row: workspaces.Row, ws: Workspace) -> bool:
@@ -144,7 +150,7 @@ def _workspace(chosen: configuration.Settings, branch: str | None) -> Workspace:
     return workspaces.around(chosen, Path.cwd(), branch)
 
 
-def _running(chosen: configuration.Settings, c: Context) -> bool:
+def running(chosen: configuration.Settings, c: Context) -> bool:
     """Start what is missing; with the VM warm (then True), only the mount is looked at."""
     ready = vm.ready(chosen.vm.name)
     for line in vm.ensure_mounted(chosen) if ready else vm.start(chosen, say, c).warnings:
@@ -153,10 +159,10 @@ def _running(chosen: configuration.Settings, c: Context) -> bool:
 
 
 def _existing(chosen: configuration.Settings, c: Context) -> None:
-    """Like `_running`, but no VM is created to say that nothing is in it."""
+    """Like `running`, but no VM is created to say that nothing is in it."""
     if not vm.ready(chosen.vm.name):
         vm.require_exists(chosen.vm.name)
-        _running(chosen, c)
+        running(chosen, c)
 
 
 def _enter(
@@ -213,12 +219,16 @@ def _push(chosen: configuration.Settings, ws: Workspace) -> None:
         raise AgentVMError(advice.format(detail=detail, ref=ref, branch=ws.branch))
 
 
-def _remove(name: str, rows: list[workspaces.Row], *, force: bool) -> None:
+def _remove(chosen: configuration.Settings, rows: list[workspaces.Row], *, force: bool) -> None:
+    name, days = chosen.vm.name, chosen.workspace.keep_days
+    weights = undo.weigh(name, rows)
     if rows and not force:
-        losses = [f"{row.folder}: {loss}" for row in rows for loss in row.losses]
-        confirm(f"delete {', '.join(row.folder for row in rows)}", losses)
+        names = ", ".join(row.folder for row in rows)
+        confirm(f"delete {names}", undo.losses(rows, weights))
+    kept = undo.keep(name, rows, weights, days, say)
     gone = workspaces.remove(name, [row.folder for row in rows]) if rows else []
-    print(f"Deleted {len(gone)} workspace{'' if len(gone) == 1 else 's'}.")
+    back = "; `agent-vm undo` lists what can be brought back" if kept else ""
+    print(f"Deleted {len(gone)} workspace{'' if len(gone) == 1 else 's'}{back}.")
 
 
 def _after_dashes() -> list[str]:

@@ -13,7 +13,7 @@ from tests.cli import Said, run
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.conftest import Limactl
+    from tests.conftest import Guest, Limactl
 
 Command = Callable[..., Said]
 
@@ -26,6 +26,13 @@ enabled = false
 [mount]
 enabled = false
 """
+
+
+@pytest.fixture
+def vm(guest: Guest, limactl: Limactl) -> Guest:
+    """A VM that runs."""
+    limactl.adopt(guest)
+    return guest
 
 
 @pytest.fixture

@@ -297,7 +297,8 @@ def test_destroy_without_a_terminal_needs_force_and_says_what_would_be_lost(
         "agent-vm: will not destroy the VM without being asked to; add --force\n"
     )
     assert limactl.instance() is not None
-    assert agent_vm("destroy", "--force").out == "The VM is destroyed.\n"
+    back = "; `agent-vm undo` lists what can be brought back"
+    assert agent_vm("destroy", "--force").out == f"The VM is destroyed{back}.\n"
     assert limactl.instance() is None
 
 

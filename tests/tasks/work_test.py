@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 WITH_BRANCH = ["connect", "push", "fetch", "clean"]
 
 
-@pytest.fixture
-def vm(guest: Guest, limactl: Limactl) -> Guest:
-    """A VM that runs."""
-    limactl.adopt(guest)
-    return guest
-
-
 def untouched(home: Path, limactl: Limactl, repository: Path | None = None) -> bool:
     """Whether a command made nothing: no VM, no file of one, no branch."""
     branches = git(repository, "for-each-ref", "refs/heads") if repository else ""
@@ -171,7 +164,8 @@ def test_clean_refuses_without_a_terminal_and_says_what_would_be_lost(
     assert "warning: would be lost: app-fix: 1 commit not fetched\n" in said.err
     assert said.error == ("agent-vm: will not delete app-fix without being asked to; add --force")
     assert (vm.workspaces / "app-fix").exists()
-    assert agent_vm("clean", "fix", "--force").out == "Deleted 1 workspace.\n"
+    back = "; `agent-vm undo` lists what can be brought back"
+    assert agent_vm("clean", "fix", "--force").out == f"Deleted 1 workspace{back}.\n"
     assert not (vm.workspaces / "app-fix").exists()
     assert git(repository, "rev-parse", "fix")
 

@@ -12,9 +12,20 @@ from .conftest import NAME, PROGRAM, User, inside
 pytestmark = pytest.mark.vm
 
 
-def test_the_next_vm_starts_from_the_kept_disk_without_installing_anything(vm: User) -> None:
+@pytest.fixture(scope="module")
+def project(vm: User) -> Path:
+    top = vm.home / "kept" / "work"
+    top.parent.mkdir()
+    return vm.repository(str(top))
+
+
+def test_the_next_vm_starts_from_the_kept_disk_without_installing_anything(
+    vm: User, project: Path
+) -> None:
     was = inside(vm, "cat /etc/machine-id; cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub")
-    vm.agent_vm("destroy", "--force")
+    vm.agent_vm("push", "kept", cwd=project)
+    inside(vm, "echo mine > uncommitted", project, "kept")
+    assert "undo" in vm.agent_vm("destroy", "--force")
     done = vm.run(PROGRAM, "start")
     assert done.returncode == 0
     assert "using the provisioned disk" in done.stderr
@@ -22,6 +33,11 @@ def test_the_next_vm_starts_from_the_kept_disk_without_installing_anything(vm: U
     now = inside(vm, "cat /etc/machine-id; cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub")
     assert not set(was.split()) & set(now.split())
     assert inside(vm, "claude --version; ls ~/workspace").endswith("(Claude Code)\n")
+
+
+def test_work_that_was_destroyed_comes_back_in_the_next_vm(vm: User, project: Path) -> None:
+    vm.agent_vm("undo", "work-kept")
+    assert inside(vm, "cat uncommitted", project, "kept") == "mine\n"
 
 
 def test_destroy_leaves_no_vm_no_process_and_no_mount(vm: User) -> None:

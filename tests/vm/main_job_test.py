@@ -225,5 +225,11 @@ def test_clean_with_force_deletes_the_workspace_and_keeps_the_branch(
     vm.agent_vm("clean", "fix", "--force", cwd=project)
     assert "missing" in inside(vm, "test -e ~/workspace/project-fix || echo missing")
     assert vm.git("log", "-1", "--format=%s", "fix", cwd=project) == "second"
+
+
+def test_undo_brings_a_deleted_workspace_back(vm: User, project: Path) -> None:
+    assert "project-fix" in vm.agent_vm("undo")
+    assert vm.agent_vm("undo", "project-fix") == "project-fix is in the VM again.\n"
+    assert inside(vm, "cat edited.txt", project, "fix") == "from inside\n"
     vm.agent_vm("clean-all", "--force")
     assert "Workspaces: none" in vm.agent_vm("status")

@@ -1,0 +1,214 @@
+"""What was deleted from the VM: kept on the host for some days, and brought back.
+
+The host stores what the guest packed and never looks into it: a workspace's git configuration is
+the guest's. It is unpacked where it came from, in the VM.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from . import guest, state
+from .errors import AgentVMError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from .console import Say
+    from .workspaces import Row
+
+LARGEST_EXTRA = 100 * 2**20
+"""Bytes of untracked files, and of ignored ones, that are kept with a workspace."""
+LARGEST = 20 * 2**30
+"""Bytes of one kept workspace: the guest may send without end."""
+_WHOLE = b"agent-vm: whole\n"
+_ARCHIVE, _FACTS = "workspace.tar", "kept.json"
+_DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What a workspace has besides its commits; None where the guest could not tell."""
+
+    untracked: int | None
+    untracked_bytes: int | None
+    ignored: int | None
+    ignored_bytes: int | None
+
+    @property
+    def extra(self) -> bool:
+        """Whether there are such files at all."""
+        return bool(self.untracked or self.ignored)
+
+    @property
+    def too_large(self) -> list[str]:
+        """Which kinds of files are not kept."""
+        sizes = {"untracked": self.untracked_bytes, "ignored": self.ignored_bytes}
+        return [kind for kind, size in sizes.items() if size is not None and size > LARGEST_EXTRA]
+
+    @property
+    def losses(self) -> list[str]:
+        """What would be gone for good, in words."""
+        counts = {"untracked": (self.untracked, self.untracked_bytes),
+                  "ignored": (self.ignored, self.ignored_bytes)}  # fmt: skip
+        found = []
+        for kind in self.too_large:
+            number, size = counts[kind]
+            found.append(f"{number} {kind} files, for good: {(size or 0) >> 20} MiB are not kept")
+        return found
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A deleted workspace; `made` is in UTC, ISO 8601, `lost` what the host had no copy of."""
+
+    id: str
+    made: str
+    folder: str
+    key: str
+    repository: str
+    branch: str
+    lost: tuple[str, ...] = ()
+
+
+def weigh(vm: str, rows: Sequence[Row]) -> dict[str, Weight]:
+    """How much each workspace has that git does not keep, by folder."""
+    if not rows:
+        return {}
+    fields = guest.script(vm, "workspace-weigh.sh", *(row.folder for row in rows), timeout=600)
+    if len(fields) != 4 * len(rows):
+        raise AgentVMError("the VM gave a strange answer", "its ~/.bashrc may not print anything")
+    numbers = [int(field) if field.isdecimal() else None for field in fields]
+    return {row.folder: Weight(*numbers[4 * at : 4 * at + 4]) for at, row in enumerate(rows)}
+
+
+def losses(rows: Sequence[Row], weights: Mapping[str, Weight]) -> list[str]:
+    """What the host has no copy of, or will have none of, in words."""
+    return [
+        f"{row.folder}: {loss}"
+        for row in rows
+        for loss in (*row.losses, *weights[row.folder].losses)
+    ]
+
+
+def keep(
+    vm: str, rows: Sequence[Row], weights: Mapping[str, Weight], days: int, say: Say
+) -> list[Kept]:
+    """Bring workspaces to the host before they are deleted, but not those it has all of.
+
+    Also forgets what is older than `days`. Raises AgentVMError when one cannot be kept: then none
+    is to be deleted.
+    """
+    expire(vm, days)
+    if not days:
+        return []
+    wanted = [row for row in rows if row.losses or weights[row.folder].extra]
+    return [_keep(vm, row, weights[row.folder].too_large, days, say) for row in wanted]
+
+
+def listed(vm: str) -> list[Kept]:
+    """What is kept, the newest first."""
+    found = [_read(path) for path in _folder(vm).glob(f"*/{_FACTS}")]
+    return sorted((kept for kept in found if kept), key=lambda kept: kept.id, reverse=True)
+
+
+def size(vm: str, kept: Kept) -> int:
+    """Bytes it takes on this host."""
+    return (_folder(vm) / kept.id / _ARCHIVE).stat().st_size
+
+
+def find(vm: str, wanted: str) -> Kept:
+    """The kept workspace of that id, or the newest of that folder; raises AgentVMError."""
+    for kept in listed(vm):
+        if wanted in (kept.id, kept.folder):
+            return kept
+    raise AgentVMError(f"nothing is kept under {wanted}", "`agent-vm undo` lists it")
+
+
+def restore(vm: str, kept: Kept) -> None:
+    """Put a kept workspace back into the running VM; raises AgentVMError when one is in its place.
+
+    The copy on the host stays until its time is over.
+    """
+    with (_folder(vm) / kept.id / _ARCHIVE).open("rb") as archive:
+        said = guest.feed(vm, "workspace-restore.sh", archive, kept.key, kept.folder, timeout=None)
+    if said != f"{kept.folder}\0":
+        raise AgentVMError(
+            f"there is a workspace {kept.folder} again", "fetch what it has, clean it, then undo"
+        )
+
+
+def expire(vm: str, days: int) -> None:
+    """Remove what was kept for longer than `days`."""
+    before = (datetime.now(UTC) - days * _DAY).isoformat(timespec="seconds")
+    for kept in listed(vm):
+        if kept.made <= before:
+            _forget(vm, kept.id)
+
+
+def _keep(vm: str, row: Row, without: Sequence[str], days: int, say: Say) -> Kept:
+    say(f"keeping a copy of {row.folder} for {days} days")
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    lost = tuple(row.losses)
+    kept = Kept(_new_id(vm), made, row.folder, row.key, row.repository, row.branch, lost)
+    try:
+        _receive(vm, kept, without)
+    except (AgentVMError, OSError) as error:
+        _forget(vm, kept.id)
+        raise AgentVMError(
+            f"nothing was deleted, because no copy of {row.folder} could be kept: {error}",
+            "delete inside the VM what is not wanted",
+        ) from None
+    except BaseException:
+        _forget(vm, kept.id)
+        raise
+    return kept
+
+
+def _receive(vm: str, kept: Kept, without: Sequence[str]) -> None:
+    folder = _folder(vm) / kept.id
+    folder.mkdir(mode=0o700)
+    archive = folder / _ARCHIVE
+    with archive.open("xb") as file:
+        guest.receive(vm, "workspace-save.sh", kept.folder, *without, into=file, largest=LARGEST)
+    with archive.open("r+b") as file:
+        file.seek(max(0, archive.stat().st_size - len(_WHOLE)))
+        end = file.tell()
+        if file.read() != _WHOLE:
+            raise AgentVMError("the copy was cut short")
+        file.truncate(end)
+    state.write(folder / _FACTS, json.dumps(asdict(kept), indent=2))
+
+
+def _read(path: Path) -> Kept | None:
+    """What is said of a kept workspace; None where it is not, or not by this version."""
+    try:
+        facts = json.loads(path.read_text("utf-8"))
+        return replace(Kept(**facts), id=path.parent.name, lost=tuple(facts["lost"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _new_id(vm: str) -> str:
+    """The time, in UTC; a number behind it for a second one in the same second."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    taken = {path.name for path in _folder(vm).glob(f"{stamp}*")}
+    return next(name for name in (stamp, *(f"{stamp}-{n}" for n in range(2, 10**6)))
+                if name not in taken)  # fmt: skip
+
+
+def _folder(vm: str) -> Path:
+    path = state.folder(vm) / "undo"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def _forget(vm: str, name: str) -> None:
+    import shutil
+
+    shutil.rmtree(_folder(vm) / name, ignore_errors=True)

@@ -1,0 +1,22 @@
+# shellcheck shell=bash
+# Unpacks a workspace that workspace-save.sh packed, from stdin. Prints its folder, or "taken" where
+# there is one of that key or folder, NUL-ended.
+# Arguments: key (may be empty: it had lost its .git), folder.
+set -euo pipefail
+key=$1 folder=$2
+index=$HOME/.agent-vm/workspaces
+mkdir -p "$index" "$HOME/workspace"
+exec 9> "$HOME/.agent-vm/lock"
+flock 9
+path=$HOME/workspace/$folder
+if [ -e "$path" ] || { [ -n "$key" ] && [ -e "$index/$key" ]; }; then
+    printf 'taken\0'
+    exit 0
+fi
+new=$(mktemp -d "$HOME/.agent-vm/new.XXXXXX")
+trap 'rm -rf "$new"' EXIT
+tar --extract --file=- --directory="$new"
+chmod 755 "$new"
+mv -T "$new" "$path"
+[ -z "$key" ] || ln -sfnT "../../workspace/$folder" "$index/$key"
+printf '%s\0' "$folder"
