@@ -6,7 +6,9 @@ the guest's. It is unpacked where it came from, in the VM.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -155,7 +157,7 @@ def _keep(vm: str, row: Row, without: Sequence[str], days: int, say: Say) -> Kep
     say(f"keeping a copy of {row.folder} for {days} days")
     made = datetime.now(UTC).isoformat(timespec="seconds")
     lost = tuple(row.losses)
-    kept = Kept(_new_id(vm), made, row.folder, row.key, row.repository, row.branch, lost)
+    kept = Kept(_id(row.folder), made, row.folder, row.key, row.repository, row.branch, lost)
     try:
         _receive(vm, kept, without)
     except (AgentVMError, OSError) as error:
@@ -182,6 +184,7 @@ def _receive(vm: str, kept: Kept, without: Sequence[str]) -> None:
         if file.read() != _WHOLE:
             raise AgentVMError("the copy was cut short")
         file.truncate(end)
+        os.fsync(file.fileno())
     state.write(folder / _FACTS, json.dumps(asdict(kept), indent=2))
 
 
@@ -194,12 +197,10 @@ def _read(path: Path) -> Kept | None:
         return None
 
 
-def _new_id(vm: str) -> str:
-    """The time, in UTC; a number behind it for a second one in the same second."""
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    taken = {path.name for path in _folder(vm).glob(f"{stamp}*")}
-    return next(name for name in (stamp, *(f"{stamp}-{n}" for n in range(2, 10**6)))
-                if name not in taken)  # fmt: skip
+def _id(folder: str) -> str:
+    """The time, in UTC, and what tells apart those of one second."""
+    digest = hashlib.sha256(folder.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{digest[:4]}"
 
 
 def _folder(vm: str) -> Path:
