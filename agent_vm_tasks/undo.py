@@ -6,10 +6,8 @@ the guest's. It is unpacked where it came from, in the VM.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -155,9 +153,11 @@ def expire(vm: str, days: int) -> None:
 
 def _keep(vm: str, row: Row, without: Sequence[str], days: int, say: Say) -> Kept:
     say(f"keeping a copy of {row.folder} for {days} days")
-    made = datetime.now(UTC).isoformat(timespec="seconds")
-    lost = tuple(row.losses)
-    kept = Kept(_id(row.folder), made, row.folder, row.key, row.repository, row.branch, lost)
+    now = datetime.now(UTC)
+    kept = Kept(
+        now.strftime("%Y%m%d-%H%M%S-%f")[:-3], now.isoformat(timespec="seconds"),
+        row.folder, row.key, row.repository, row.branch, tuple(row.losses),
+    )  # fmt: skip
     try:
         _receive(vm, kept, without)
     except (AgentVMError, OSError) as error:
@@ -195,12 +195,6 @@ def _read(path: Path) -> Kept | None:
         return replace(Kept(**facts), id=path.parent.name, lost=tuple(facts["lost"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def _id(folder: str) -> str:
-    """The time, in UTC, and what tells apart those of one second."""
-    digest = hashlib.sha256(folder.encode("utf-8", "surrogateescape")).hexdigest()
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{digest[:4]}"
 
 
 def _folder(vm: str) -> Path:
