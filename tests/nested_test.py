@@ -113,6 +113,7 @@ def guest(tmp_path: Path, lima: list[Packages]) -> Path:
 {program} > "$UV_TOOL_BIN_DIR/agent-vm" && chmod +x "$UV_TOOL_BIN_DIR/agent-vm" """,
     )
     script(folder / "bin", "runuser", f'PATH="{folder}/local/bin:$PATH"; sh -c "$4"')
+    script(folder / "bin", "chown", "exit 0")
     (ready,) = nested.supplied([stage()], Packages(), ignore)
     for name, content in ready.files.items():
         (folder / "sent" / name).write_bytes(content)
@@ -130,10 +131,11 @@ def run(guest: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_stage_installs_both_and_tries_them_as_the_user(guest: Path) -> None:
     done = run(guest)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert done.stdout.splitlines() == ["limactl version 2.2.0", f"agent-vm {__version__}"]
     assert (guest / "local/bin/limactl").stat().st_mode & 0o777 == 0o755
     assert "runuser -l agent -c limactl --version" in calls(guest / "bin")
+    assert "chown -R agent: /opt/uv-tools/agent-vm-tasks" in calls(guest / "bin")
 
 
 def test_without_the_python_index_agent_vm_is_named_and_lima_is_there(guest: Path) -> None:
