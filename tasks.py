@@ -53,7 +53,7 @@ def test(c: Context, vm: bool = True, only: str = "") -> None:
     help={
         "runs": "how often each command is timed; the median counts",
         "boot": "time a start instead (stops the VM twice)",
-        "provision": "time the downloads instead (removes and installs agents and tools twice)",
+        "provision": "time the first start of two VMs instead; takes half an hour without KVM",
     }
 )
 def bench(_c: Context, runs: int = 7, boot: bool = False, provision: bool = False) -> None:

@@ -6,8 +6,10 @@ machine-id. It is chosen by what went into it, and provisioning applies what dif
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
 import shlex
 import shutil
 import tempfile
@@ -20,7 +22,7 @@ from . import data, guest, image, process, stages, state, vm
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from invoke.context import Context
 
@@ -80,31 +82,21 @@ def kept_disks() -> list[Golden]:
     )
 
 
-def keep(settings: Settings, instance: Instance, say: Say) -> bool:
+def keep(instance: Instance, say: Say) -> bool:
     """Copy the disk of the running, just provisioned VM; False when that was not to be.
 
     The guest holds its file system still for the copy. Written beside, synced and renamed: a
     cut-off copy is never used. Raises AgentVMError.
     """
-    base, stamps = _origin(instance), _stamps(settings)
-    if not base or not (instance.dir / "disk").is_file():
+    base, disk = _origin(instance), instance.dir / "disk"
+    if not base or not disk.is_file():
         return False
-    folder = _cache() / _key(base, stamps, instance.disk)
-    if folder.exists():
-        return False
-    say("keeping the provisioned disk for later VMs (`agent-vm prune` removes old ones)")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="keep-", dir=folder.parent))
-    try:
-        if not _copied(settings.vm.name, instance.dir / "disk", work / "disk.qcow2"):
+    with _held_still(instance.name) as stamps:
+        folder = _cache() / _key(base, stamps, instance.disk)
+        if not stamps or folder.exists():
             return False
-        made = Golden(folder, base, stamps, instance.disk)
-        state.write(work / "golden.json", json.dumps(_plain(made), indent=2))
-        process.run(["sync", "--file-system", str(work)], check=False)
-        work.chmod(0o755)
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        say("keeping the provisioned disk for later VMs (`agent-vm prune` removes old ones)")
+        _write(Golden(folder, base, stamps, instance.disk), disk)
     return True
 
 
@@ -134,24 +126,37 @@ def prune(settings: Settings) -> int:
     return freed
 
 
-def _copied(name: str, disk: Path, target: Path) -> bool:
-    """Copy while the guest's file system is frozen; False when somebody has worked in it."""
+def _write(made: Golden, disk: Path) -> None:
+    made.folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="keep-", dir=made.folder.parent))
+    try:
+        target = work / "disk.qcow2"
+        process.run(["qemu-img", "convert", "-U", "-O", "qcow2", str(disk), str(target)])
+        target.chmod(0o644)
+        state.write(work / "golden.json", json.dumps(_plain(made), indent=2))
+        process.run(["sync", "--file-system", str(work)], check=False)
+        work.chmod(0o755)
+        work.rename(made.folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held_still(name: str) -> Iterator[dict[str, str]]:
+    """Have the guest's file system frozen; the stamps of its stages, none when it has been used."""
     script = shlex.join(["sudo", "bash", "-c", data.script("golden-freeze.sh")])
     child = process.popen([*guest.ssh(name), script])
     try:
-        said = child.stdout.readline() if child.stdout else b""
-        frozen = said.strip() == b"frozen"
-        if frozen:
-            process.run(["qemu-img", "convert", "-U", "-O", "qcow2", str(disk), str(target)])
-            target.chmod(0o644)
+        said = child.stdout.readline().decode("utf-8", "replace") if child.stdout else ""
+        word, _, stamps = said.partition(" ")
+        yield dict(re.findall(r"([a-z]+):([0-9a-f]{16})", stamps)) if word == "frozen" else {}
         _, complaint = child.communicate(b"\n", timeout=60)
     except BaseException:
         process.kill(child)
         raise
-    if not frozen and child.returncode:
+    if word != "frozen" and child.returncode:
         why = complaint.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no reason given"]
         raise AgentVMError(f"the guest did not hold its disk still: {why[0]}")
-    return frozen
 
 
 def _image(kept: Golden, base: Image) -> Image | None:

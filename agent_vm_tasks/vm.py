@@ -240,14 +240,14 @@ def _created(settings: Settings, say: Say) -> Instance:
     return made
 
 
-def _keep(settings: Settings, instance: Instance, say: Say) -> list[str]:
+def _keep(instance: Instance, say: Say) -> list[str]:
     """Keep the disk for the next creation; the VM is good without, so trouble is only told."""
     from . import golden
 
     if instance.vm_type != "qemu":
         return []
     try:
-        golden.keep(settings, instance, say)
+        golden.keep(instance, say)
     except AgentVMError as error:
         return [f"the provisioned disk was not kept: {error}"]
     return []
@@ -313,7 +313,7 @@ def _install(settings: Settings, instance: Instance, say: Say, c: Context | None
     if provision.run(settings, stages.stages(settings), say, c):
         guest.reconnect(instance.name)
         if _unused_mark(instance.name).exists():
-            warnings = _keep(settings, instance, say)
+            warnings = _keep(instance, say)
     _unused_mark(instance.name).unlink(missing_ok=True)
     _note(instance.name, "provisioned")
     if own := stages.personal(settings):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -16,23 +16,19 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agent_vm_tasks import console, guest, settings, vm
 from agent_vm_tasks.errors import AgentVMError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from agent_vm_tasks.stages import Stage
 
 BIN = Path(sys.executable).parent
 BRANCH = "bench"
-REMOVE = """
-cd /var/lib/agent-vm/stamps && rm -f node npm python tools nested
-rm -rf /opt/uv-tools /usr/local/lib/node_modules /root/.npm /root/.cache
-rm -rf /usr/local/bin/* /usr/local/share/lima /usr/local/lib/python3*/dist-packages/uv*
-"""
+BUILDING = "building a Debian 13 image (once; some minutes)"
 EMPTY = """
 from invoke import task
 
@@ -104,16 +100,15 @@ def void(_: object) -> None:
 def run(runs: int, *, boot: bool = False, provision: bool = False) -> None:
     """Print the table; with `boot` that of a start instead, against Lima's own of the same disk.
 
-    With `provision` that of the downloads, removed and installed again: one stage after another,
-    and side by side. Raises AgentVMError when the VM is not running.
+    With `provision` that of two first starts. Raises AgentVMError when the VM is not running.
     """
     if boot:
         rows = [boots(settings.load()), creates(settings.load())]
         print(console.table(("COMMAND", "S", "FLOOR S", "RATIO"), rows))
         return
     if provision:
-        head = ("STAGE", "ONE AFTER ANOTHER S", "SIDE BY SIDE S")
-        print(console.table(head, downloads(settings.load())))
+        head = ("STEP", "IN TURN, IN THE GUEST S", "AS START DOES IT S")
+        print(console.table(head, first_starts(settings.load())))
         return
     name = settings.load().vm.name
     vm.require_running(name)
@@ -150,11 +145,7 @@ def creates(chosen: settings.Settings) -> tuple[object, ...]:
     """A VM from the kept disk, in seconds: by us, then by limactl alone from the same YAML."""
     from agent_vm_tasks import host, lima, process
 
-    alone = replace(
-        chosen,
-        vm=replace(chosen.vm, name=f"{chosen.vm.name}-bench"),
-        mount=replace(chosen.mount, enabled=False),
-    )
+    alone = elsewhere(chosen)
     name = alone.vm.name
     slow, _ = vm._acceleration(chosen)
     try:
@@ -176,35 +167,67 @@ def creates(chosen: settings.Settings) -> tuple[object, ...]:
     return ("start after destroy", f"{taken:.0f}", f"{floor:.0f}", f"{taken / floor:.2f}")
 
 
-def downloads(chosen: settings.Settings) -> list[tuple[object, ...]]:
-    """Seconds of each stage that downloads, in both orders, and of all together."""
-    from agent_vm_tasks import stages
-
-    wanted = stages.stages(chosen)
-    after, beside = (installed(chosen, order) for order in (
-        [replace(stage, beside=False) for stage in wanted], wanted,
-    ))  # fmt: skip
-    ratio = f"{after['all'] / beside['all']:.2f} times faster"
-    rows = [(name, f"{seconds:.0f}", f"{beside[name]:.0f}") for name, seconds in after.items()]
-    return [*rows, ("", "", ratio)]
+def first_starts(chosen: settings.Settings) -> list[tuple[object, ...]]:
+    """Seconds of the image and each stage of a first start: all in the guest in turn, then ours."""
+    turn, ours = first_start(chosen, in_turn=True), first_start(chosen, in_turn=False)
+    turn["all"], ours["all"] = turn["image"] + turn["stages"], ours["image"] + ours["stages"]
+    rows = [(name, f"{turn[name]:.0f}", f"{ours[name]:.0f}") for name in turn]
+    return [*rows, ("", "", f"{turn['all'] / ours['all']:.2f} times faster")]
 
 
-def installed(chosen: settings.Settings, wanted: Sequence[Stage]) -> dict[str, float]:
-    """Remove what the stages downloaded, install it again; seconds by stage and for all."""
-    from agent_vm_tasks import provision
+def first_start(chosen: settings.Settings, *, in_turn: bool) -> dict[str, float]:
+    """Make a VM from nothing that is kept; seconds of its image, of each stage and of all stages.
 
-    name, taken = chosen.vm.name, {}
-    vm.require_running(name)
-    subprocess.run([*guest.ssh(name), f"sudo sh -c {shlex.quote(REMOVE)}"], check=True)
+    `in_turn`: from an image without the packages, each stage after the one before.
+    """
+    from unittest.mock import patch
+
+    from agent_vm_tasks import data, golden, image, stages
+
+    alone = elsewhere(chosen)
+    all_stages, package_list = stages.stages, data.package_list
+    taken: dict[str, float] = {}
+    marks: dict[str, float] = {}
 
     def hear(line: str) -> None:
         console.say(line)
+        marks.setdefault(line.partition(":")[0].strip(), time.perf_counter())
         if found := re.fullmatch(r" *installed: (\S+) (\d+) s", line):
             taken[found[1]] = float(found[2])
+            marks["end"] = time.perf_counter()
 
-    began = time.perf_counter()
-    provision.run(chosen, wanted, hear)
-    return {**taken, "all": time.perf_counter() - began}
+    def one_by_one(wanted: settings.Settings) -> list[Stage]:
+        return [replace(stage, beside=stage.beside and not in_turn) for stage in all_stages(wanted)]
+
+    def build(*args: Any, **kwargs: Any) -> image.Image:  # noqa: ANN401  as image.built
+        with patch.object(data, "package_list", lambda f: [] if in_turn else package_list(f)):
+            return built(*args, **kwargs)
+
+    built = image.built
+    folder = image.cache().parent / "bench"
+    try:
+        with (
+            patch.object(golden, "prefer", lambda *_: ()),
+            patch.object(golden, "keep", lambda *_: False),
+            patch.object(stages, "stages", one_by_one),
+            patch.object(image, "built", build),
+            patch.object(image, "cache", lambda: folder),
+        ):
+            vm.start(alone, hear)
+    finally:
+        vm.destroy(alone)
+        shutil.rmtree(folder, ignore_errors=True)
+    image_seconds = marks["creating the VM " + alone.vm.name] - marks[BUILDING]
+    return {"image": image_seconds, **taken, "stages": marks["end"] - marks["installing"]}
+
+
+def elsewhere(chosen: settings.Settings) -> settings.Settings:
+    """The same for a VM beside the person's own."""
+    return replace(
+        chosen,
+        vm=replace(chosen.vm, name=f"{chosen.vm.name}-bench"),
+        mount=replace(chosen.mount, enabled=False),
+    )
 
 
 def prepare(bench: Bench) -> None:

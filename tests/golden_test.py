@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agent_vm_tasks import data, golden, image, stages
+from agent_vm_tasks import data, golden, guest, image, stages
 from agent_vm_tasks.image import Image
+from agent_vm_tasks.lima import Instance
 from agent_vm_tasks.settings import Packages, Provision, Settings, Vm
 
 from .programs import script
@@ -123,6 +125,45 @@ def test_prune_removes_what_differs_and_counts_it(cache: Path, base: Image) -> N
     kept(cache, "old", Settings(packages=Packages(apt=("a2ps",))), base)
     assert golden.prune(Settings()) >= 8192
     assert [entry.folder for entry in golden.kept_disks()] == [current]
+
+
+@pytest.fixture
+def instance(base: Image, home: Path) -> Instance:
+    """A VM made from the base image."""
+    (home / "instance").mkdir()
+    (home / "instance" / "disk").write_text("disk")
+    images = {"images": [{"location": base.location}]}
+    return Instance("agent-vm", "Running", home / "instance", 2, 2048, DISK, 0, "qemu", (), images)
+
+
+def answering(home: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    """A guest that answers the freeze with these words, and a qemu-img that copies."""
+    (home / "bin").mkdir()
+    script(home / "bin", "freeze", f"echo {words}; read -r _")
+    script(home / "bin", "qemu-img", 'cp "$5" "$6"')
+    monkeypatch.setenv("PATH", f"{home / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(guest, "ssh", lambda *_: ["freeze"])
+
+
+def test_a_kept_disk_has_the_stamps_that_are_in_force_in_the_guest(
+    instance: Instance, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those of the settings: a stage may have been left out, or changed here meanwhile."""
+    answering(home, monkeypatch, f"frozen packages:{'0' * 16} npm:{'1' * 16}")
+    assert golden.keep(instance, print)
+    (found,) = golden.kept_disks()
+    assert found.stamps == {"packages": "0" * 16, "npm": "1" * 16}
+    assert (found.folder / "disk.qcow2").read_text() == "disk"
+    assert not golden.keep(instance, print)
+
+
+@pytest.mark.parametrize("words", ["used", "frozen", "nonsense", ""])
+def test_a_guest_that_has_been_used_has_no_disk_to_keep(
+    instance: Instance, home: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    answering(home, monkeypatch, words)
+    assert not golden.keep(instance, print)
+    assert golden.kept_disks() == []
 
 
 def test_the_freeze_refuses_to_run_anywhere_but_in_a_provisioned_vm(tmp_path: Path) -> None:

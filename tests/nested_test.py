@@ -109,7 +109,7 @@ def guest(tmp_path: Path, lima: list[Packages]) -> Path:
     script(
         folder / "bin",
         "uv",
-        f"""[ -f "$5/pyproject.toml" ] && [ -n "$SSL_CERT_FILE" ] || exit 1
+        f"""[ -f "$4/pyproject.toml" ] && [ -n "$SSL_CERT_FILE" ] || exit 1
 {program} > "$UV_TOOL_BIN_DIR/agent-vm" && chmod +x "$UV_TOOL_BIN_DIR/agent-vm" """,
     )
     script(folder / "bin", "runuser", f'PATH="{folder}/local/bin:$PATH"; sh -c "$4"')

@@ -502,6 +502,17 @@ def test_an_npm_package_that_cannot_be_had_is_named_and_the_others_installed(
     assert sorted(installs(vm, "npm")) == ["left-pad", "no-such-thing"]
 
 
+def test_a_full_disk_is_the_reason_whatever_npm_names_first(
+    vm: Guest, sandbox: Sandbox, npm: Path
+) -> None:
+    full = "npm error nospc ENOSPC: no space left on device, write"
+    said = f"npm error code ENOSPC\nnpm error path /root/.npm/_cacache/x\n{full}"
+    script(programs(vm), "npm", f'echo "{said}"; exit 1')
+    wanted = Settings(packages=Packages(npm=("left-pad",)))
+    with pytest.raises(AgentVMError, match="ENOSPC: no space left on device"):
+        provision.run(wanted, (npm_stage(wanted, sandbox, npm),), lambda _: None)
+
+
 def test_without_a_network_npm_says_so_and_names_no_package(
     vm: Guest, sandbox: Sandbox, npm: Path
 ) -> None:

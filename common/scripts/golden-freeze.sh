@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Runs as root in the guest: clears what no copy of the disk may have, holds the file system still
-# while the host copies it, and puts things back. Prints "frozen" and waits for a line on stdin.
-# Prints "used" and does nothing when somebody has worked here.
+# while the host copies it, and puts things back. Prints "frozen" with STAGE:STAMP for each stage in
+# force, and waits for a line on stdin. Prints "used" and does nothing when somebody has worked here.
 set -euo pipefail
 if [ "$(cat /etc/agent-environment 2> /dev/null)" != agent-vm ]; then
     echo "this is not a provisioned VM" >&2
@@ -34,8 +34,9 @@ sync
     fsfreeze --unfreeze /
 ) > /dev/null 2>&1 &
 watchdog=$!
+mapfile -t stamps < <(cd /var/lib/agent-vm/stamps && grep -H . -- *)
 fsfreeze --freeze /
-echo frozen
+echo frozen "${stamps[@]}"
 read -r _ || true
 fsfreeze --unfreeze /
 kill "$watchdog" 2> /dev/null || true
