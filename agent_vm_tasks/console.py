@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -26,8 +27,16 @@ def _escape(char: str) -> str:
 
 
 def say(line: str) -> None:
-    """Tell progress; on stderr, so that stdout carries only what was asked for."""
-    print(printable(line), file=sys.stderr, flush=True)
+    """Tell progress; on stderr, so that stdout carries only what was asked for.
+
+    On a terminal the next line takes the place of one that ends in a carriage return.
+    """
+    text, passing = printable(line.removesuffix("\r")), line.endswith("\r")
+    if passing and sys.stderr.isatty():
+        room = shutil.get_terminal_size().columns - 1
+        print(f"{text[:room]}\x1b[K", end="\r", file=sys.stderr, flush=True)
+    elif text or not passing:
+        print(text, file=sys.stderr, flush=True)
 
 
 def warn(line: str) -> None:

@@ -1,12 +1,14 @@
 """The one hardened way to run git on the host.
 
 The guest's answers are hostile input and the user's own configuration was not written with that in
-mind, so transfers run without it: no hooks, signing, submodules, tags, url rewriting or helpers.
+mind, so transfers run without it: no hooks, signing, submodules, url rewriting or helpers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -17,7 +19,10 @@ from . import guest, process
 from .errors import AgentVMError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from .console import Say
 
 _SAFE = {
     "core.fsmonitor": "false",
@@ -29,6 +34,7 @@ _SAFE = {
     "protocol.ssh.allow": "always",
     "push.followTags": "false",
     "push.gpgSign": "false",
+    "push.pushOption": "",
     "push.recurseSubmodules": "no",
     "submodule.recurse": "false",
     "transfer.bundleURI": "false",
@@ -39,6 +45,11 @@ _QUIET = {"GIT_LFS_SKIP_SMUDGE": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 
 LARGEST_PACK = 4 * 2**30
 """Bytes that the guest may send in one fetch: a pack can be made to fill any disk."""
+
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode's categories of characters that act instead of being seen."""
+_STEP = re.compile(r"(remote: )?[A-Z][a-z ]+: +\d.{,80}")
+"""How git says how far it is: `Writing objects:  45% (9/20), 8.00 MiB | 4.00 MiB/s`."""
 
 # What would point git elsewhere than at the folder it is told to work in (git(1), ENVIRONMENT).
 _STEERING = (
@@ -61,18 +72,47 @@ def output(repository: Path, *args: str) -> str:
     return run(repository, *args).stdout.strip()
 
 
-def transfer(repository: Path, name: str, *args: str) -> process.Result:
-    """Hardened git that talks to the VM `name`; the result's status is the caller's to judge."""
+def transfer(
+    repository: Path, name: str, *args: str, say: Say = lambda _line: None
+) -> process.Result:
+    """Hardened git that talks to the VM `name`; the result's status is the caller's to judge.
+
+    Where it takes long, `say` gets its progress (of push and fetch with --progress).
+    """
     options = [part for key, value in _SAFE.items() for part in ("-c", f"{key}={value}")]
+    # The longest prefix counts: this leaves ours as they are, whatever the repository's own say.
+    ours = f"{name}:.agent-vm/workspaces/"
+    options += [part for key in ("insteadOf", "pushInsteadOf")
+                for part in ("-c", f"url.{ours}.{key}={ours}")]  # fmt: skip
     # Ownership was checked by the user's own git before; their safe.directory is out of sight here.
     options += ["-c", f"safe.directory={repository}"]
     limit = ["prlimit", f"--fsize={LARGEST_PACK}"] if shutil.which("prlimit") else []
     argv = [*limit, "git", "-C", str(repository), *options, *args]
     began = time.time()
-    result = process.run(argv, env=_environment(name), check=False, watch=guest.watch(name))
+    with _progress(say) as hear:
+        watch = guest.watch(name, hear)
+        result = process.run(argv, env=_environment(name), check=False, watch=watch)
     if _cut_off(result):
         _tidy(repository, began)
     return result
+
+
+@contextlib.contextmanager
+def _progress(say: Say) -> Iterator[Callable[[str], None]]:
+    """What tells by git's words so far, some of which are the guest's, how far it is."""
+    told: list[str] = []
+
+    def hear(said: str) -> None:
+        whole = re.split(r"[\r\n]+", said)[:-1]
+        if steps := [step[0].rstrip() for step in map(_STEP.match, whole) if step]:
+            told.append(steps[-1])
+            say(f"{steps[-1]}\r")
+
+    try:
+        yield hear
+    finally:
+        if told:
+            say("\r")
 
 
 def _cut_off(result: process.Result) -> bool:
@@ -102,7 +142,7 @@ def check_branch(branch: str) -> None:
         refuse("it starts with a dash")
     if branch in {"@", "HEAD"} or branch.startswith("refs/"):
         refuse("git gives that name another meaning")
-    if any(unicodedata.category(char) in {"Cc", "Cf", "Cs"} for char in branch):
+    if any(unicodedata.category(char) in _UNSEEN for char in branch):
         refuse("it holds control or formatting characters")
     if len(branch.encode()) > 200:  # noqa: PLR2004
         refuse("it is longer than 200 bytes")
@@ -127,5 +167,5 @@ def explain(result: process.Result, doing: str) -> AgentVMError:
         limit = f"{LARGEST_PACK >> 30} GiB"
         return AgentVMError(f"{doing} failed: the VM sent more than {limit}, which is refused")
     lines = [line for line in (result.stderr or result.stdout).splitlines() if line.strip()]
-    said = next((line for line in lines if line.startswith(("fatal:", "error:"))), result.reason)
+    said = next(filter(re.compile("(remote: )?(fatal|error):").match, lines), result.reason)
     return AgentVMError(f"{doing} failed: {said}")

@@ -78,15 +78,19 @@ def answers(name: str) -> bool:
         return False
 
 
-def watch(name: str) -> Callable[[], None]:
-    """What to look at while something in the guest takes long; raises UnreachableError."""
+def watch(name: str, hear: Callable[[str], None] = lambda _said: None) -> Callable[[str], None]:
+    """What to look at while something in the guest takes long; raises UnreachableError.
 
-    def look() -> None:
+    `hear` gets what the program has said on stderr.
+    """
+
+    def look(said: str) -> None:
         if not answers(name) and not answers(name):  # busy ones may miss one
             raise UnreachableError(
                 f"the VM {name} does not answer: it is frozen, or too busy",
                 "`agent-vm doctor --fix` wakes it or starts it anew",
             )
+        hear(said)
 
     return look
 

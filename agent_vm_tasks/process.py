@@ -23,7 +23,7 @@ log = logging.getLogger("agent-vm")
 
 GRACE = 5.0
 """Seconds a program gets between being asked to end and being ended."""
-WATCH = 3.0
+WATCH = 2.0
 """Seconds between two looks at what a program that takes long depends on."""
 
 
@@ -62,14 +62,14 @@ def run(
     cwd: str | Path | None = None,
     timeout: float | None = None,
     user: str | None = None,
-    watch: Callable[[], None] | None = None,
+    watch: Callable[[str], None] | None = None,
 ) -> Result:
     """Run `argv` to its end, capturing what it says.
 
     `env` is the whole environment; `timeout` is in seconds; `user` (root only) runs it as that
-    account; `watch` is called every few seconds, and ends it by raising. Raises ProcessError on a
-    non-zero status unless `check` is false, and AgentVMError when the program is missing or takes
-    too long; then its whole process group is gone.
+    account; `watch` is called every few seconds with what it has said on stderr, and ends it by
+    raising. Raises ProcessError on a non-zero status unless `check` is false, and AgentVMError when
+    the program is missing or takes too long; then its whole process group is gone.
     """
     text = stdin.encode() if isinstance(stdin, str) else stdin if isinstance(stdin, bytes) else None
     source = subprocess.PIPE if isinstance(stdin, str | bytes) else stdin
@@ -90,7 +90,7 @@ def run(
 
 def _communicate(
     child: subprocess.Popen[bytes], given: bytes | None, timeout: float | None,
-    watch: Callable[[], None] | None,
+    watch: Callable[[str], None] | None,
 ) -> tuple[bytes, bytes]:  # fmt: skip
     end = None if timeout is None else time.monotonic() + timeout
     while True:
@@ -98,10 +98,10 @@ def _communicate(
         look = left is None or left > WATCH
         try:
             return child.communicate(given, WATCH if watch and look else left)
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired as late:
             if not watch or not look:
                 raise
-            watch()
+            watch(_text(late.stderr or b""))
             given = None  # it goes on with what is left of it
 
 

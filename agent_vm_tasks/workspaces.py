@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
+import os
 import re
 import secrets
 import shlex
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 LONGEST_FOLDER = 100
+MOST_TAGS = 2000
+"""How many tags a push sends at most."""
 LARGEST_CHECKOUT = 2**30
 """Bytes of files that a fetch writes unasked: a small pack may hold gigabytes of zeros."""
 NOT_THERE = 213
@@ -30,11 +34,16 @@ NOT_THERE = 213
 
 @dataclass(frozen=True)
 class Repository:
-    """The user's repository. `id` is random and kept in its git config; worktrees share it."""
+    """The user's repository. `id` is random and kept in its git config; worktrees share it.
+
+    `common` is its .git folder, `place` where that was when it last named a workspace.
+    """
 
     path: Path
+    common: Path
     name: str
     id: str
+    place: str
     object_format: str
 
 
@@ -71,10 +80,14 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Update:
-    """What a push did to the files inside: updated, current, ahead, elsewhere, busy and so on."""
+    """What a push did to the files inside: updated, current, ahead, elsewhere, busy and so on.
+
+    `folder` is that of a workspace that was made for it.
+    """
 
     outcome: str
     detail: str = ""
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,27 +164,24 @@ def repository(start: Path) -> Repository:
     if not asked.ok:
         raise AgentVMError(f"{lines[1]} has no working tree", "use a normal clone of it")
     object_format, common, top = lines[0], Path(lines[1]), Path(lines[2])
-    return Repository(
-        path=top,
-        name=common.parent.name if common.name == ".git" else common.name.removesuffix(".git"),
-        id=_config(top, "agent-vm.id"),
-        object_format=object_format,
-    )
+    name = common.parent.name if common.name == ".git" else common.name.removesuffix(".git")
+    return Repository(top, common, name, *_recorded(top), object_format)
 
 
 def workspace(vm: str, repo: Repository, branch: str) -> Workspace:
     """Name the workspace; raises UsageError for a bad branch name before anything is written."""
     git.check_branch(branch)
-    if not re.fullmatch(r"[0-9a-f]{32}", repo.id):
-        repo = replace(repo, id=secrets.token_hex(16))
-        git.run(repo.path, "config", "--local", "agent-vm.id", repo.id)
-    return Workspace(vm, repo, branch)
+    return Workspace(vm, _identified(repo), branch)
 
 
 def around(settings: Settings, folder: Path, branch: str) -> Workspace:
-    """Name the workspace of the repository around `folder`, which may not lie in the mount."""
+    """Name the workspace of the repository around `folder`, which may not lie in the mount.
+
+    Raises UsageError for a bad branch name before any other program is started.
+    """
+    git.check_branch(branch)
     mount.refuse_inside(settings, folder)
-    return workspace(settings.vm.name, repository(folder), branch)
+    return Workspace(settings.vm.name, _identified(repository(folder)), branch)
 
 
 def folder_name(repository: str, branch: str) -> str:
@@ -211,40 +221,42 @@ def ensure_branch(ws: Workspace, say: Say) -> None:
     if not made.ok:
         raise git.explain(made, f"creating branch {ws.branch}")
     say(f"created branch {ws.branch} from HEAD")
+    for other in _alike(repo, ws.branch):
+        say(f"there is a branch {other!a}, too: only upper case or the coding of accents differs")
 
 
 def push(ws: Workspace, say: Say, include: Sequence[str] = ()) -> Update:
-    """Send the branch's commits in, and update the files there when nothing is lost by it.
+    """Send the branch's commits and tags in, and update the files there when that loses nothing.
 
     Makes the branch and the workspace where they are missing; a new workspace also gets the
     untracked files named in `include`. Raises AgentVMError when git fails.
     """
     extra = _included(ws.repository.path, include)
     ensure_branch(ws, say)
-    result, made = _send(ws), False
+    tags, folder = _tags(ws), ""
+    result = _send(ws, tags, say)
     if not result.ok:
         with state.lock(ws.vm, say):  # another command may be at the same
-            made = create(ws)
-            result = _send(ws)
+            folder = create(ws)
+            result = _send(ws, tags, say)
     if not result.ok:
         raise git.explain(result, f"pushing {ws.branch}")
     with _sense():
         outcome, detail = guest.script(ws.vm, "workspace-update.sh", ws.key, ws.branch)
-    if made and include:
+    if folder and include:
         guest.unpack(ws.vm, ws.path, extra)
-    return Update(outcome, detail)
+    return Update(outcome, detail, folder)
 
 
-def create(ws: Workspace) -> bool:
-    """Make the empty workspace in the guest; False when it was there."""
-    repo = ws.repository
+def create(ws: Workspace) -> str:
+    """Make the empty workspace in the guest; its folder, or "" when it was there."""
+    repo, folders = ws.repository, (ws.folder, f"{ws.folder}-{ws.key[:8]}")
     with _sense():
-        made, _ = guest.script(
+        made, folder = guest.script(
             ws.vm, "workspace-create.sh",
-            ws.key, ws.folder, f"{ws.folder}-{ws.key[:8]}",
-            repo.name, ws.branch, repo.object_format, _origin(repo.path),
+            ws.key, *folders, repo.name, ws.branch, repo.object_format, _origin(repo.path),
         )  # fmt: skip
-    return made == "made"
+        return folders[folders.index(folder)] if made == "made" else ""
 
 
 def fetch(ws: Workspace, say: Say) -> tuple[Fetched, Contents]:
@@ -261,8 +273,8 @@ def fetch(ws: Workspace, say: Say) -> tuple[Fetched, Contents]:
         looking = side_by_side.submit(inspect, ws)
         result = git.transfer(
             repo, ws.vm, *_naming(branch, before), "--no-tags", "--no-recurse-submodules",
-            "--no-write-fetch-head", "--no-auto-maintenance", "--refmap=", "--", ws.url,
-            f"+refs/heads/{ws.branch}:{ws.ref}",
+            "--no-write-fetch-head", "--no-auto-maintenance", "--refmap=", "--progress", "--",
+            ws.url, f"+refs/heads/{ws.branch}:{ws.ref}", say=say,
         )  # fmt: skip
         contents = looking.result()
     if contents is None:
@@ -370,12 +382,85 @@ def _sense() -> Iterator[None]:
         ) from None
 
 
-def _send(ws: Workspace) -> Result:
-    return git.transfer(
-        ws.repository.path, ws.vm, "push", "--quiet", "--no-verify", "--no-follow-tags",
-        "--no-recurse-submodules", "--", ws.url,
-        f"+refs/heads/{ws.branch}:refs/agent-vm/in/{ws.branch}",
+def _identified(repo: Repository) -> Repository:
+    """The repository with an id of its own: made for a new one and for a copy by `cp -r`."""
+    if repo.id and repo.place == str(repo.common):
+        return repo
+    with _alone(repo.common):  # another command may be at the same
+        found, place = _recorded(repo.path)
+        if not found or _lives(place, found, repo):
+            found = secrets.token_hex(16)
+            git.run(repo.path, "config", "--local", "agent-vm.id", found)
+        git.run(repo.path, "config", "--local", "agent-vm.place", str(repo.common), check=False)
+    return replace(repo, id=found, place=str(repo.common))
+
+
+def _recorded(top: Path) -> tuple[str, str]:
+    """The id in a repository's own config, and where its .git was then; "" for none."""
+    said = git.run(top, "config", "--local", "-z", "--get-regexp", r"^agent-vm\.", check=False)
+    found = dict(entry.partition("\n")[::2] for entry in said.stdout.split("\0"))
+    known = re.fullmatch(r"[0-9a-f]{32}", found.get("agent-vm.id", ""))
+    return known[0] if known else "", found.get("agent-vm.place", "")
+
+
+def _lives(place: str, known: str, repo: Repository) -> bool:
+    """Whether another repository of that id is still where this one, its copy, says to be."""
+    try:
+        if not place or Path(place).samefile(repo.common):
+            return False
+    except OSError:
+        return False
+    config = ("config", "--file", str(Path(place) / "config"), "--get", "agent-vm.id")
+    return git.run(repo.path, *config, check=False).stdout.strip() == known
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other commands from doing the same to a folder; the kernel frees it at any end."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems have no such locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _alike(repo: Path, branch: str) -> list[str]:
+    """Other branches of a name that many a file system, and eyes, take for the same."""
+    listed = git.output(repo, "for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads")
+    return [
+        name for name in listed.split("\n") if name != branch and _plain(name) == _plain(branch)
+    ]
+
+
+def _plain(name: str) -> str:
+    import unicodedata
+
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _tags(ws: Workspace) -> list[str]:
+    """Tags of what is sent with the branch, so that `git describe` works there; the newest."""
+    listed = git.run(  # a replaced parent would let in tags of other history
+        ws.repository.path, "--no-replace-objects", "for-each-ref", "--sort=-creatordate",
+        f"--count={MOST_TAGS}", f"--merged=refs/heads/{ws.branch}", "--format=%(refname)",
+        "refs/tags", check=False,
     )  # fmt: skip
+    # Git would stop at a name that it does not have, such as one that is no UTF-8.
+    return [tag for tag in listed.stdout.split("\n") if tag and "\ufffd" not in tag]
+
+
+def _send(ws: Workspace, tags: Sequence[str], say: Say) -> Result:
+    """Push the branch, and the tags that are not there; judged by the branch alone."""
+    branch = f"refs/heads/{ws.branch}:refs/agent-vm/in/{ws.branch}"
+    result = git.transfer(
+        ws.repository.path, ws.vm, "push", "--porcelain", "--progress", "--no-verify",
+        "--no-follow-tags", "--no-recurse-submodules", "--", ws.url, f"+{branch}", *tags, say=say,
+    )  # fmt: skip
+    # Git fails, too, where a tag is another one inside, which then stays.
+    arrived = re.search(rf"^[ +*=]\t{re.escape(branch)}\t", result.stdout, re.MULTILINE)
+    return replace(result, status=0) if arrived else result
 
 
 def _forward(ws: Workspace, old: str, new: str) -> tuple[bool, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 
 import pytest
@@ -45,6 +46,24 @@ def test_progress_and_warnings_go_to_stderr_escaped(capsys: pytest.CaptureFixtur
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == "half \\x1b[2J done\nwarning: mind \\x07 the gap\n"
+
+
+def test_progress_of_one_thing_is_one_line_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    for line in ("half \x07 done\r", "a line that is longer than that\r", "\r", "all\rdone"):
+        console.say(line)
+    assert capsys.readouterr().err == (
+        "half \\x07 done\x1b[K\ra line that is long\x1b[K\r\x1b[K\rall\\rdone\n"
+    )
+
+
+def test_progress_of_one_thing_is_a_line_each_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    for line in ("half \x07 done\r", "more\r", "\r", ""):
+        console.say(line)
+    assert capsys.readouterr().err == "half \\x07 done\nmore\n\n"
 
 
 def test_a_table_lines_up_and_shows_what_is_not_known() -> None:

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_vm_tasks import git
+from agent_vm_tasks import git, process
 from agent_vm_tasks.errors import AgentVMError, UsageError
 from agent_vm_tasks.process import Result
 
 from .conftest import VM, make_repository
 from .conftest import git as plain_git
+from .programs import script
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +52,7 @@ def test_names_that_git_has_as_branches(branch: str) -> None:
         ("a\nb", "control or formatting"),
         ("a\x1b[31mb", "control or formatting"),
         ("a\u202eb", "control or formatting"),
+        ("a\u2028b", "control or formatting"),
         ("a\udcffb", "control or formatting"),
         ("x" * 201, "longer than 200 bytes"),
         ("é" * 101, "longer than 200 bytes"),
@@ -115,6 +117,36 @@ def test_a_transfer_speaks_ssh_only(guest: Guest, repository: Path, home: Path, 
     result = git.transfer(repository, VM, "fetch", url.format(home=home), "main")
     assert "not allowed" in result.stderr
     assert not (home / "x").exists()
+
+
+def test_what_a_guest_says_as_progress_is_cut_and_what_is_none_is_not_told(
+    guest: Guest, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "WATCH", 0.05)
+    (guest.home / "bin").mkdir()
+    words = f"printf 'hello\\nremote: Eating disks: 1{'x' * 1000}\\nfatal: no' >&2; sleep 0.5"
+    script(guest.home / "bin", "git-receive-pack", words)
+    said: list[str] = []
+    git.transfer(repository, VM, "push", "--progress", f"{VM}:target", "main", say=said.append)
+    assert set(said) == {f"remote: Eating disks: 1{'x' * 80}\r", "\r"}
+
+
+def test_progress_does_not_stay_where_a_transfer_is_broken_off(
+    guest: Guest, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "WATCH", 0.05)
+    (guest.home / "bin").mkdir()
+    script(guest.home / "bin", "git-receive-pack", "echo 'Eating disks: 1' >&2; exec sleep 100")
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line != "\r":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        git.transfer(repository, VM, "push", "--progress", f"{VM}:target", "main", say=say)
+    assert said == ["Eating disks: 1\r", "\r"]
 
 
 def test_a_transfer_trusts_only_the_repository_it_works_in(

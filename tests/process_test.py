@@ -154,6 +154,27 @@ def test_a_daemon_without_our_streams_is_left_alone() -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def test_what_watches_hears_what_was_said_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "WATCH", 0.1)
+    heard: list[str] = []
+    script = "echo one >&2; echo not this; sleep 0.5; echo two >&2; sleep 0.5"
+    result = process.run(["sh", "-c", script], watch=heard.append)
+    assert (heard[0], heard[-1]) == ("one\n", "one\ntwo\n")
+    assert (result.stdout, result.stderr) == ("not this\n", "one\ntwo\n")
+
+
+def test_what_watches_ends_it_by_raising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "WATCH", 0.1)
+
+    def watch(said: str) -> None:
+        if said:
+            raise AgentVMError(said)
+
+    with pytest.raises(AgentVMError) as caught:
+        process.run(["sh", "-c", "sleep 60 & echo $! >&2; wait"], watch=watch)
+    assert gone(int(str(caught.value)))
+
+
 def test_the_environment_given_is_the_whole_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "secret")
     result = process.run(["env"], env={"PATH": os.environ["PATH"], "ONE": "1"})

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
+import sys
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_vm_tasks import workspaces
+from agent_vm_tasks import process, workspaces
 from agent_vm_tasks.errors import AgentVMError, UsageError
 from agent_vm_tasks.workspaces import Contents, Fetched, Workspace, folder_name
 
-from .conftest import VM, commit, git, make_repository
+from .conftest import VM, commit, git, make_repository, wait_until
+from .programs import calls, script
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,8 +42,12 @@ NAMES = [
     "é/日本",
     "+plus",
     "#1",
+    "v1.2/x.y",
     "x" * 200,
     "é" * 100,
+    "日" * 66,
+    "😀" * 50,
+    "/".join("é" * 66),
 ]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=150)
 
@@ -130,6 +139,63 @@ def test_two_branches_of_alike_names_do_not_mix(guest: Guest, repository: Path) 
     assert len(list(guest.workspaces.iterdir())) == 2
 
 
+def test_three_branches_of_one_beginning_are_three_workspaces(
+    guest: Guest, repository: Path
+) -> None:
+    """Git has `feature` and `feature/x` in one repository only one after the other."""
+    wanted = {}
+    for branch in ("feature", "feature/x", "feature-x"):
+        if branch == "feature/x":
+            git(repository, "branch", "--move", "feature", "renamed")
+        git(repository, "checkout", "--quiet", "-b", branch, "main")
+        wanted[branch] = commit(repository, "which", branch)
+        assert push(workspace(repository, branch))[0] == "updated"
+    found = {row.branch: row.folder for row in workspaces.inventory(VM)}
+    heads = {name: at(guest, guest.workspaces / found[name], "HEAD") for name in found}
+    assert heads == wanted
+
+
+def test_names_that_join_to_one_folder_are_two_workspaces(guest: Guest, home: Path) -> None:
+    made = {}
+    for place, branch in (("a-b", "c"), ("a", "b-c")):
+        make_repository(home / place)
+        git(home / place, "checkout", "--quiet", "-b", branch)
+        commit(home / place, "place", place)
+        update = workspaces.push(workspace(home / place, branch), lambda _line: None)
+        made[place] = update.folder
+    assert made == {"a-b": "a-b-c", "a": f"a-b-c-{workspace(home / 'a', 'b-c').key[:8]}"}
+    for place, folder in made.items():
+        assert (guest.workspaces / folder / "place").read_text() == place
+
+
+def test_names_that_differ_in_case_or_coding_are_two_workspaces_and_told(
+    guest: Guest, repository: Path
+) -> None:
+    said: list[str] = []
+    for branch in ("fix", "Fix", "caf\u00e9", "cafe\u0301"):
+        workspaces.push(workspace(repository, branch), said.append)
+    assert len(list(guest.workspaces.iterdir())) == 4
+    assert said == [
+        "created branch fix from HEAD",
+        "created branch Fix from HEAD",
+        "there is a branch 'fix', too: only upper case or the coding of accents differs",
+        "created branch caf\u00e9 from HEAD",
+        "created branch cafe\u0301 from HEAD",
+        "there is a branch 'caf\\xe9', too: only upper case or the coding of accents differs",
+    ]
+
+
+def test_a_repositorys_name_may_be_as_long_as_a_folders_can_be(guest: Guest, home: Path) -> None:
+    make_repository(home / ("日" * 85))
+    make_repository(home / "x" / ("日" * 85))
+    for folder in (home, home / "x"):
+        ws = workspace(folder / ("日" * 85), "é" * 100)
+        assert push(ws)[0] == "updated"
+        commit_inside(guest, guest.home / ws.path)
+        assert fetch(ws)[0].merged
+    assert len(list(guest.workspaces.iterdir())) == 2
+
+
 def test_a_branch_below_another_is_gits_own_complaint(guest: Guest, repository: Path) -> None:
     push(workspace(repository, "feature"))
     with pytest.raises(AgentVMError, match="creating branch feature/x failed: fatal: cannot lock"):
@@ -159,6 +225,63 @@ def test_worktrees_of_a_repository_share_a_workspace(repository: Path, home: Pat
     git(repository, "worktree", "add", "--quiet", str(home / "other"), "-b", "fix")
     assert workspace(home / "other").key == workspace(repository).key
     assert workspace(home / "other").folder == "app-fix"
+
+
+def test_a_copy_of_a_repository_gets_a_workspace_of_its_own(
+    guest: Guest, repository: Path, home: Path
+) -> None:
+    ws = workspace(repository)
+    push(ws)
+    shutil.copytree(repository, home / "copy" / "app")
+    copied = workspace(home / "copy" / "app")
+    assert copied.key != ws.key
+    assert copied == workspace(home / "copy" / "app")
+    assert workspace(repository) == ws
+    new_commit(home / "copy" / "app", "other")
+    assert push(copied) == ("updated", "")
+    assert not (guest.workspaces / ws.folder / "other").exists()
+
+
+def test_a_moved_repository_keeps_its_workspace(repository: Path, home: Path) -> None:
+    key = workspace(repository).key
+    repository.rename(home / "moved")
+    assert workspace(home / "moved").key == key
+    shutil.copytree(home / "moved", repository)
+    assert workspace(repository).key != key
+    assert workspace(home / "moved").key == key
+
+
+def test_another_repository_in_the_place_of_a_moved_one_takes_nothing(
+    repository: Path, home: Path
+) -> None:
+    key = workspace(repository).key
+    repository.rename(home / "moved")
+    git(home, "clone", "--quiet", str(home / "moved"), str(repository))
+    assert workspace(repository).key != key
+    assert workspace(home / "moved").key == key
+
+
+def test_a_repository_by_two_paths_has_one_workspace(repository: Path, home: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a folder a second time")
+    key = workspace(repository).key
+    (home / "again").mkdir()
+    subprocess.run(["mount", "--bind", str(repository), str(home / "again")], check=True)
+    try:
+        assert workspace(home / "again").key == key
+    finally:
+        subprocess.run(["umount", str(home / "again")], check=True)
+
+
+def test_an_id_that_is_no_ones_own_is_not_taken(repository: Path, home: Path) -> None:
+    git(home, "config", "--global", "agent-vm.id", "0" * 32)
+    assert workspace(repository).repository.id != "0" * 32
+
+
+def test_commands_at_the_same_time_give_a_repository_one_id(repository: Path) -> None:
+    with ThreadPoolExecutor(8) as many:
+        made = many.map(lambda _: workspace(repository).key, range(8))
+    assert len(set(made)) == 1
 
 
 def test_a_worktree_of_a_bare_repository_has_its_name(repository: Path, home: Path) -> None:
@@ -366,27 +489,145 @@ def test_push_of_rewritten_commits_is_no_update(
     assert at(guest, inside, "HEAD") == before
 
 
-def test_push_leaves_a_merge_alone(
+@pytest.mark.parametrize(
+    ("command", "state"),
+    [
+        ("git merge other", "MERGE_HEAD"),
+        ("git rebase other", "rebase-merge"),
+        ("git rebase --apply other", "rebase-apply"),
+        ("git cherry-pick other", "CHERRY_PICK_HEAD"),
+        ("git cherry-pick other~ other; git commit -qam both", "sequencer"),
+        ("git commit -qam c; git revert HEAD~", "REVERT_HEAD"),
+        ("git format-patch -1 --stdout other | git am", "rebase-apply"),
+        ("git bisect start HEAD HEAD~", "BISECT_LOG"),
+    ],
+)
+def test_push_leaves_what_goes_on_inside_alone(
+    guest: Guest, ws: Workspace, inside: Path, command: str, state: str
+) -> None:
+    guest.run("git checkout -qb other && echo 1 > README && git commit -qam 1", cwd=inside)
+    guest.run("echo 2 > README && git commit -qam 2 && git checkout -q fix", cwd=inside)
+    guest.run("echo b > README && git commit -qam b && echo c > README", cwd=inside)
+    if "commit -qam c" not in command:
+        guest.run("git checkout README", cwd=inside)
+    guest.run(command, cwd=inside, check=False)
+    before = (inside / "README").read_text(), at(guest, inside, "HEAD")
+    new_commit(ws.repository.path, "new")
+    assert push(ws) == ("busy", state)
+    assert ((inside / "README").read_text(), at(guest, inside, "HEAD")) == before
+    assert not (inside / "new").exists()
+
+
+@pytest.mark.parametrize("lock", ["index.lock", "HEAD.lock", "refs/heads/fix.lock"])
+def test_push_leaves_what_is_locked_inside_alone(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path, lock: str
+) -> None:
+    before = at(guest, inside, "HEAD")
+    (inside / ".git" / lock).touch()
+    new_commit(repository, "new")
+    assert push(ws) == ("locked", f".git/{lock}")
+    assert (inside / ".git" / lock).exists()
+    assert (at(guest, inside, "HEAD"), (inside / "new").exists()) == (before, False)
+    assert guest.run("git status --porcelain", cwd=inside) == ""
+    (inside / ".git" / lock).unlink()
+    assert push(ws) == ("updated", "")
+
+
+def test_push_says_what_else_keeps_git_inside_from_it(
     guest: Guest, repository: Path, ws: Workspace, inside: Path
 ) -> None:
-    guest.run("git checkout -q -b other && echo a > README && git commit -qam a", cwd=inside)
-    guest.run("git checkout -q fix && echo b > README && git commit -qam b", cwd=inside)
-    guest.run("git merge other", cwd=inside, check=False)
+    before = at(guest, inside, "HEAD")
+    (inside / ".git/index").write_text("garbage")
     new_commit(repository, "new")
-    assert push(ws) == ("busy", "MERGE_HEAD")
-    assert "<<<<<<<" in (inside / "README").read_text()
+    outcome, detail = push(ws)
+    assert outcome == "refused"
+    assert "index file" in detail
+    assert (at(guest, inside, "HEAD"), (inside / "new").exists()) == (before, False)
 
 
-@pytest.mark.parametrize("state", ["-b other", "--detach"])
+@pytest.mark.parametrize(
+    "setting", ["merge.autoStash true", "merge.verifySignatures true", "merge.ff false"]
+)
+def test_settings_inside_do_not_change_what_a_push_does(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path, setting: str
+) -> None:
+    guest.run(f"git config {setting}", cwd=inside)
+    new_commit(repository, "new")
+    assert push(ws) == ("updated", "")
+    (inside / "README").write_text("edited inside\n")
+    new_commit(repository, "README")
+    assert push(ws) == ("blocked", "README")
+    assert (inside / "README").read_text() == "edited inside\n"
+    assert guest.run("git stash list", cwd=inside) == ""
+
+
+@pytest.mark.parametrize("state", ["-b other", "--orphan other", "--detach"])
 def test_push_leaves_another_checkout_alone(
     guest: Guest, ws: Workspace, inside: Path, state: str
 ) -> None:
     guest.run(f"git checkout -q {state}", cwd=inside)
-    made = new_commit(ws.repository.path, "new")
     told = "other" if "other" in state else at(guest, inside, "HEAD")
+    before = guest.run("git status --porcelain", cwd=inside)
+    made = new_commit(ws.repository.path, "new")
     assert push(ws) == ("elsewhere", told)
     assert not (inside / "new").exists()
+    assert guest.run("git status --porcelain", cwd=inside) == before
     assert at(guest, inside, "refs/agent-vm/in/fix") == made
+
+
+@pytest.mark.parametrize("command", ["git update-ref -d HEAD", "git pack-refs --all"])
+@pytest.mark.parametrize("file", ["README", "new"])
+def test_push_leaves_the_files_of_a_branch_deleted_inside(
+    guest: Guest, ws: Workspace, inside: Path, command: str, file: str
+) -> None:
+    """Its files are all as if new, so a checkout would be free to write over ignored ones."""
+    (inside / ".git/info/exclude").write_text("new\n")
+    guest.run(command, cwd=inside)
+    new_commit(ws.repository.path, "other")
+    new_commit(ws.repository.path, file)
+    (inside / file).write_text("work of the agent\n")
+    outcome, detail = push(ws)
+    assert (inside / file).read_text() == "work of the agent\n"
+    if "pack" in command:
+        assert (outcome, detail) == ("blocked", file)
+        return
+    assert (outcome, detail) == ("gone", "")
+    assert not (inside / "other").exists()
+    guest.run("git branch fix refs/agent-vm/in/fix", cwd=inside)
+    assert (inside / file).read_text() == "work of the agent\n"
+    assert push(ws) == ("current", "")
+
+
+@pytest.mark.parametrize(("target", "told"), [("fix", ""), ("other", "other")])
+def test_push_takes_a_head_that_is_a_link(
+    guest: Guest, ws: Workspace, inside: Path, target: str, told: str
+) -> None:
+    """The form of old versions of git."""
+    guest.run("git branch other", cwd=inside)
+    (inside / ".git/HEAD").unlink()
+    (inside / ".git/HEAD").symlink_to(f"refs/heads/{target}")
+    new_commit(ws.repository.path, "new")
+    assert push(ws) == ("elsewhere" if told else "updated", told)
+    assert (inside / "new").exists() is not bool(told)
+
+
+@pytest.mark.parametrize("head", ["rubbish", "link", "folder", "gone", "no .git"])
+def test_push_tells_of_a_workspace_that_git_cannot_use(
+    guest: Guest, ws: Workspace, inside: Path, head: str
+) -> None:
+    (inside / "work").write_text("work of the agent\n")
+    (inside / ".git/HEAD").unlink()
+    if head == "rubbish":
+        (inside / ".git/HEAD").write_text("rubbish\n")
+    elif head == "link":
+        (inside / ".git/HEAD").symlink_to("/etc/hostname")
+    elif head == "folder":
+        (inside / ".git/HEAD").mkdir()
+    elif head == "no .git":
+        (inside / ".git").rename(inside / "git")
+    with pytest.raises(AgentVMError, match=r"workspace/app-fix has lost its .git.*save its files"):
+        push(ws)
+    assert (inside / "work").read_text() == "work of the agent\n"
 
 
 @pytest.mark.parametrize("place", ["hooks", "src/app/.git/hooks"])
@@ -416,11 +657,241 @@ def test_hooks_and_signing_of_the_host_do_not_run(
     assert not list(home.glob("ran-*"))
 
 
-def test_tags_stay_home(repository: Path, guest: Guest, home: Path) -> None:
-    git(home, "config", "--global", "push.followTags", "true")
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "push.pushOption=ci.skip",
+        "push.gpgSign=true",
+        "push.default=nothing",
+        "remote.pushDefault=nowhere",
+        "branch.fix.pushRemote=nowhere",
+        "url./nowhere/.insteadOf=agent-vm:",
+        "url./nowhere/.pushInsteadOf=agent-vm:",
+        "core.sshCommand=false",
+        "core.hooksPath=.husky",
+        "push.recurseSubmodules=check",
+        "push.recurseSubmodules=on-demand",
+        "push.recurseSubmodules=only",
+        "submodule.recurse=true",
+    ],
+)
+def test_the_repositorys_settings_for_pushes_elsewhere_do_not_count(
+    guest: Guest, repository: Path, home: Path, setting: str
+) -> None:
+    """Its submodule has a commit that is nowhere else, its hook says no."""
+    make_repository(home / "lib")
+    git(home / "lib", "checkout", "--quiet", "-b", "away")
+    allow = ("-c", "protocol.file.allow=always")
+    git(repository, *allow, "submodule", "--quiet", "add", "-b", "main", str(home / "lib"), "sub")
+    commit(repository / "sub", "own")
+    (repository / ".husky").mkdir()
+    (repository / ".husky/pre-push").write_text(f"#!/bin/sh\ntouch {home}/ran; exit 1\n")
+    (repository / ".husky/pre-push").chmod(0o755)
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "--message", "a submodule")
+    git(repository, "config", *setting.split("=", 1))
+    before = git(home / "lib", "for-each-ref")
+    assert push(workspace(repository)) == ("updated", "")
+    assert (guest.workspaces / "app-fix/.gitmodules").exists()
+    assert git(home / "lib", "for-each-ref") == before
+    assert not (home / "ran").exists()
+
+
+def test_files_of_git_lfs_are_not_uploaded(
+    guest: Guest, home: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bin_folder = home / "bin"
+    bin_folder.mkdir()
+    script(bin_folder, "git-lfs", "cat")
+    monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
+    git(repository, "config", "filter.lfs.clean", "git-lfs clean")
+    commit(repository, ".gitattributes", "*.bin filter=lfs\n")
+    commit(repository, "a.bin")
+    hook = repository / ".git/hooks/pre-push"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text('#!/bin/sh\ngit lfs pre-push "$@"\n')
+    hook.chmod(0o755)
+    assert push(workspace(repository)) == ("updated", "")
+    assert (guest.workspaces / "app-fix/a.bin").exists()
+    assert {call.split()[1] for call in calls(bin_folder)} == {"clean"}
+
+
+def test_tags_of_what_is_sent_come_along(guest: Guest, repository: Path, home: Path) -> None:
+    git(repository, "tag", "light")
     git(repository, "tag", "--annotate", "--message", "one", "v1")
+    git(repository, "tag", "--annotate", "--message", "two", "signed-off", "v1")
+    git(repository, "tag", "tree", "HEAD^{tree}")
+    git(repository, "checkout", "--quiet", "-b", "private")
+    private = commit(repository, "secret")
+    git(repository, "tag", "--annotate", "--message", "secret", "later")
+    git(repository, "checkout", "--quiet", "main")
+    commit(repository, "second")
     push(workspace(repository))
-    assert guest.run("git tag", cwd=guest.workspaces / "app-fix") == ""
+    inside = guest.workspaces / "app-fix"
+    assert guest.run("git tag", cwd=inside).split() == ["light", "signed-off", "v1"]
+    assert guest.run("git describe", cwd=inside) == git(repository, "describe")
+    assert guest.run("git tag -l --format='%(subject)' v1", cwd=inside) == "one"
+    assert guest.run(f"git cat-file -e {private} || echo absent", cwd=inside) == "absent"
+
+
+def test_a_new_tag_comes_without_new_commits(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    git(repository, "tag", "v1")
+    assert push(ws) == ("current", "")
+    assert at(guest, inside, "v1") == git(repository, "rev-parse", "v1")
+
+
+def test_a_tag_that_is_another_one_inside_stays_and_stops_nothing(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    theirs = commit_inside(guest, inside)
+    guest.run("git tag v1 && git tag v2 && git reset -q --hard HEAD~", cwd=inside)
+    made = new_commit(repository, "new")
+    for tag in ("v1", "v2/x", "v3"):
+        git(repository, "tag", tag, "fix")
+    assert push(ws) == ("updated", "")
+    tags = guest.run("git for-each-ref --format='%(refname) %(objectname)' refs/tags", cwd=inside)
+    assert dict(line.split() for line in tags.splitlines()) == {
+        "refs/tags/v1": theirs, "refs/tags/v2": theirs, "refs/tags/v3": made,
+    }  # fmt: skip
+    assert git(repository, "rev-parse", "v1") == made
+
+
+def test_only_the_newest_tags_are_sent(
+    guest: Guest, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workspaces, "MOST_TAGS", 2)
+    for name, year in (("c", 2020), ("a", 2022), ("b", 2021)):
+        monkeypatch.setenv("GIT_COMMITTER_DATE", f"{year}-01-01T00:00:00Z")
+        git(repository, "tag", "--annotate", "--message", name, name)
+    push(workspace(repository))
+    assert guest.run("git tag", cwd=guest.workspaces / "app-fix").split() == ["a", "b"]
+
+
+def test_tags_that_cannot_be_sent_stop_nothing(guest: Guest, repository: Path) -> None:
+    git(repository, "tag", "good")
+    subprocess.run([b"git", b"tag", b"v\xff"], cwd=repository, check=True)
+    (repository / ".git/refs/tags/bad").write_text("0123456789" * 4 + "\n")
+    assert push(workspace(repository))[0] == "updated"
+    assert guest.run("git tag", cwd=guest.workspaces / "app-fix") == "good"
+
+
+def test_a_tag_of_replaced_history_stays_home(guest: Guest, repository: Path) -> None:
+    git(repository, "checkout", "--quiet", "--orphan", "private")
+    private = commit(repository, "secret")
+    git(repository, "tag", "secret")
+    git(repository, "checkout", "--quiet", "main")
+    git(repository, "replace", "--graft", "main", "private")
+    push(workspace(repository))
+    inside = guest.workspaces / "app-fix"
+    assert guest.run("git tag", cwd=inside) == ""
+    assert guest.run(f"git cat-file -e {private} || echo absent", cwd=inside) == "absent"
+
+
+def test_tags_that_arrive_do_not_hide_that_the_branch_did_not(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    hook = inside / ".git/hooks/update"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\ncase $1 in refs/tags/*) ;; *) exit 1 ;; esac\n")
+    hook.chmod(0o755)
+    new_commit(repository, "new")
+    git(repository, "tag", "v1")
+    with pytest.raises(AgentVMError, match="pushing fix failed: remote: error: hook declined"):
+        push(ws)
+    assert guest.run("git tag", cwd=inside) == "v1"
+    assert not (inside / "new").exists()
+
+
+def test_branch_and_tags_go_over_one_connection(
+    guest: Guest, repository: Path, ws: Workspace
+) -> None:
+    (guest.home / "bin").mkdir()
+    script(guest.home / "bin", "git-receive-pack", 'exec git receive-pack "$@"')
+    script(guest.home / "bin", "bash", 'exec /bin/bash "$@"')
+    new_commit(repository, "new")
+    git(repository, "tag", "v1")
+    assert push(ws) == ("updated", "")
+    asked = [call.split()[0] for call in calls(guest.home / "bin") if " -c " not in call]
+    assert asked == ["git-receive-pack", "bash"]
+
+
+def test_a_small_push_shows_no_progress(repository: Path, ws: Workspace) -> None:
+    new_commit(repository, "new")
+    said: list[str] = []
+    workspaces.push(ws, said.append)
+    assert said == []
+
+
+def test_a_push_that_takes_long_shows_gits_progress(
+    guest: Guest, repository: Path, ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "WATCH", 0.05)
+    (guest.home / "bin").mkdir()
+    script(guest.home / "bin", "git-receive-pack", 'git receive-pack "$@"; sleep 1')
+    new_commit(repository, "new")
+    said: list[str] = []
+    workspaces.push(ws, said.append)
+    assert re.fullmatch(PROGRESS, said[-2])
+    assert said[-1] == "\r"
+
+
+def test_a_fetch_that_takes_long_shows_gits_progress(
+    guest: Guest, ws: Workspace, inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "WATCH", 0.05)
+    (guest.home / "bin").mkdir()
+    script(guest.home / "bin", "git-upload-pack", 'git upload-pack "$@"; sleep 1')
+    commit_inside(guest, inside)
+    said: list[str] = []
+    workspaces.fetch(ws, said.append)
+    assert re.fullmatch(PROGRESS, said[-3])
+    assert said[-2:] == ["\r", "fetched 1 commit"]
+
+
+PROGRESS = r"(remote: )?[A-Z][a-z ]+: +100% \(\d+/\d+\).*\r"
+CUT = 'head -c 100000 | git receive-pack "$@"'
+STALLED = (
+    "{ head -c 100000; touch ~/stalled; sh -c 'echo $$ > ~/pid; exec sleep 100'; }"
+    ' | git receive-pack "$@"'
+)
+PUSHES = (
+    "from pathlib import Path; from agent_vm_tasks import workspaces as w;"
+    "w.push(w.workspace('agent-vm', w.repository(Path.cwd()), 'fix'), print)"
+)
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL, "cut"])
+def test_a_push_that_was_cut_off_changes_nothing_and_the_next_one_works(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path, end: signal.Signals | str
+) -> None:
+    before = guest.run("git for-each-ref", cwd=inside)
+    git(repository, "checkout", "--quiet", "fix")
+    (repository / "large").write_bytes(os.urandom(1_000_000))
+    git(repository, "add", "large")
+    git(repository, "commit", "--quiet", "--message", "large")
+    (guest.home / "bin").mkdir()
+    script(guest.home / "bin", "git-receive-pack", CUT if end == "cut" else STALLED)
+    with subprocess.Popen([sys.executable, "-c", PUSHES], stderr=subprocess.DEVNULL) as child:
+        if isinstance(end, signal.Signals):
+            wait_until((guest.home / "stalled").exists, "nothing was sent")
+            child.send_signal(end)
+        assert child.wait(20) != 0
+    assert guest.run("git for-each-ref", cwd=inside) == before
+    assert guest.run("git status --porcelain", cwd=inside) == ""
+    (guest.home / "bin/git-receive-pack").unlink()
+    assert push(ws) == ("updated", "")
+    assert (inside / "large").stat().st_size == 1_000_000
+    if end != "cut":
+        os.kill(int((guest.home / "pid").read_text()), signal.SIGKILL)
+    wait_until(lambda: not rest_after_prune(guest, inside), "git does not tidy it up")
+
+
+def rest_after_prune(guest: Guest, inside: Path) -> list[Path]:
+    """What of an unfinished push is left in a workspace once git has tidied up."""
+    guest.run("git prune --expire=now", cwd=inside)
+    return list((inside / ".git/objects").rglob("*tmp*"))
 
 
 def test_a_deleted_folder_is_made_again(

@@ -39,9 +39,15 @@ _AFTER_PUSH = {
     "`agent-vm fetch {branch}`, merge here, then push again",
     "elsewhere": "the workspace is on {detail}, so its files stay; "
     "`git checkout {branch}` and `git merge {ref}` there bring them",
-    "busy": "a merge or rebase goes on in the workspace ({detail}); end it, "
+    "busy": "a merge, rebase or bisect goes on in the workspace ({detail}); end it, "
     "then `git merge {ref}` there",
+    "locked": "git is at work in the workspace, or was cut off there; when none runs, "
+    "delete {detail} there, then push again",
+    "gone": "the branch {branch} was deleted in the workspace, so its files stay; "
+    "`git branch {branch} {ref}` there brings it back",
     "blocked": "files in the workspace are in the way, so they stay: {detail}; commit them, "
+    "then `git merge {ref}` there",
+    "refused": "git in the workspace does not take them: {detail}; see to that, "
     "then `git merge {ref}` there",
 }
 
@@ -196,9 +202,9 @@ def _supply(
         return secrets.push(chosen.vm.name, given)
     if status != workspaces.NOT_THERE or not ws or workspaces.inspect(ws) is not None:
         return False
-    _push(chosen, ws)
-    if sys.stdout.isatty():
-        say(f"the files are at {sshfs.point(chosen) / ws.folder}")
+    folder = _push(chosen, ws)
+    if folder and sys.stdout.isatty():
+        say(f"the files are at {sshfs.point(chosen) / folder}")
     return True
 
 
@@ -210,13 +216,15 @@ def _input_waits() -> bool:
         return False
 
 
-def _push(chosen: configuration.Settings, ws: Workspace) -> None:
+def _push(chosen: configuration.Settings, ws: Workspace) -> str:
+    """Push; the folder of a workspace that was made for it."""
     update = workspaces.push(ws, say, chosen.workspace.include)
     advice = _AFTER_PUSH.get(update.outcome, "the workspace gave a strange answer")
     if advice:
-        detail = ", ".join(update.detail.split("\n"))
+        detail = ", ".join(filter(None, update.detail.split("\n")))
         ref = f"refs/agent-vm/in/{ws.branch}"
         raise AgentVMError(advice.format(detail=detail, ref=ref, branch=ws.branch))
+    return update.folder
 
 
 def _remove(chosen: configuration.Settings, rows: list[workspaces.Row], *, force: bool) -> None:

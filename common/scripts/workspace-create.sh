@@ -11,16 +11,15 @@ mkdir -p "$index" "$HOME/workspace"
 exec 9> "$HOME/.agent-vm/lock"
 flock 9
 
-if [ -d "$index/$key/.git" ]; then
-    folder=$(readlink "$index/$key")
-    printf 'found\0%s\0' "${folder##*/}"
-    exit 0
-fi
-
 if [ -d "$index/$key" ]; then
     folder=$(readlink "$index/$key")
-    echo "workspace/${folder##*/} has lost its .git in the VM: save its files, then clean it" >&2
-    exit 1
+    if ! git --git-dir="$index/$key/.git" rev-parse 2> /dev/null; then
+        echo "workspace/${folder##*/} has lost its .git in the VM, or that is broken:" \
+            "save its files, then clean it" >&2
+        exit 1
+    fi
+    printf 'found\0%s\0' "${folder##*/}"
+    exit 0
 fi
 
 for folder in "$wanted" "$other"; do

@@ -14,19 +14,29 @@ answer() {
     exit 0
 }
 
-read -r head < .git/HEAD
-[ "$head" = "ref: refs/heads/$branch" ] || answer elsewhere "${head#ref: refs/heads/}"
-for state in MERGE_HEAD CHERRY_PICK_HEAD REVERT_HEAD rebase-merge rebase-apply; do
+for state in MERGE_HEAD CHERRY_PICK_HEAD REVERT_HEAD BISECT_LOG sequencer rebase-merge rebase-apply; do
     [ ! -e ".git/$state" ] || answer busy "$state"
 done
+for lock in index HEAD "refs/heads/$branch"; do
+    [ ! -e ".git/$lock.lock" ] || answer locked ".git/$lock.lock"
+done
+read -r head < .git/HEAD || head=
+if [ "$head" != "ref: refs/heads/$branch" ]; then # not so, or in another form
+    head=$(git symbolic-ref --quiet HEAD || git rev-parse --verify HEAD)
+    [ "$head" = "refs/heads/$branch" ] || answer elsewhere "${head#refs/heads/}"
+fi
+# Without a branch, but with an index it is no new workspace.
+[ -e ".git/refs/heads/$branch" ] || [ ! -e .git/index ] ||
+    git rev-parse --quiet --verify HEAD > /dev/null || answer gone
 # 9>&-: what git leaves running must not keep the lock.
-if said=$(git -c core.hooksPath=/dev/null -c gc.auto=0 -c maintenance.auto=false merge --ff-only --no-overwrite-ignore --no-stat "$pushed" \
-    2>&1 9>&-); then
+if said=$(git -c core.hooksPath=/dev/null -c gc.auto=0 -c maintenance.auto=false merge --ff-only \
+    --no-autostash --no-verify-signatures --no-overwrite-ignore --no-stat "$pushed" 2>&1 9>&-); then
     [[ $said == 'Already up to date.'* ]] || answer updated
     ahead=$(git rev-list --count "$pushed..HEAD")
     [ "$ahead" != 0 ] || answer current
     answer ahead "$ahead"
 fi
-git merge-base --is-ancestor HEAD "$pushed" 2> /dev/null || answer diverged
+git merge-base --is-ancestor HEAD "$pushed" 2> /dev/null || [ $? != 1 ] || answer diverged
 files=$(sed -n 's/^\t//p' <<< "$said")
-answer blocked "${files:-$said}"
+[ -z "$files" ] || answer blocked "$files"
+answer refused "$said"

@@ -132,6 +132,7 @@ def test_commits_of_other_branches_are_not_named(
 def test_only_the_branch_is_sent(repository: Path, guest: Guest, home: Path) -> None:
     private = commit(repository, "secret")
     git(repository, "branch", "private")
+    git(repository, "tag", "private")
     git(repository, "reset", "--quiet", "--hard", "HEAD~")
     ws = workspaces.workspace(VM, workspaces.repository(repository), "fix")
     push(ws)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_vm_tasks import workspaces
+from agent_vm_tasks import process, workspaces
 from agent_vm_tasks.console import printable
 from agent_vm_tasks.main import program
 from tests.conftest import VM, commit, git
@@ -95,6 +95,17 @@ def test_an_error_of_the_guests_programs(
     executable(guest.home / "bin" / command, f"echo {q('fatal: ' + EVIL)} >&2; exit 1")
     verbs = {"git-upload-pack": "fetch", "git-receive-pack": "push", "git": "fetch"}
     assert r"\x1b]0;owned" in said(capsys, verbs[command], "--branch", "fix")
+
+
+def test_progress_of_the_guests_programs(
+    guest: Guest, inside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "WATCH", 0.1)
+    words = f"printf %s {q('Resolving deltas: 1' + EVIL)} >&2; sleep 1"
+    executable(guest.home / "bin/git-receive-pack", words)
+    assert "Resolving deltas: 1" + SHOWN.removesuffix(r"\r") in said(
+        capsys, "push", "--branch", "fix"
+    )
 
 
 def q(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from agent_vm_tasks import guest as ssh_guest
 from agent_vm_tasks import settings, workspaces
 from agent_vm_tasks import vm as life
 from tests.conftest import VM, commit, git, make_repository
+from tests.programs import calls, script
 
 if TYPE_CHECKING:
     from tests.cli import Said
@@ -19,6 +22,17 @@ if TYPE_CHECKING:
     from .conftest import Command
 
 WITH_BRANCH = ["connect", "push", "fetch", "clean"]
+
+
+@pytest.fixture
+def started(home: Path, agent_vm: Command, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, first on PATH, that records which of these programs were started."""
+    folder = home / "recorded"
+    folder.mkdir()
+    for name in ("git", "limactl", "sftp", "ssh", "sshfs"):
+        script(folder, name, f'exec {shutil.which(name)} "$@"')
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
 
 
 def untouched(home: Path, limactl: Limactl, repository: Path | None = None) -> bool:
@@ -154,6 +168,41 @@ def test_both_sides_have_new_commits(vm: Guest, repository: Path, agent_vm: Comm
     assert git(repository, "rev-parse", "fix") == mine
 
 
+@pytest.mark.parametrize(
+    ("command", "advice"),
+    [
+        ("touch .git/index.lock",
+         "git is at work in the workspace, or was cut off there; when none runs, delete "
+         ".git/index.lock there, then push again"),
+        ("git bisect start -q HEAD HEAD~",
+         "a merge, rebase or bisect goes on in the workspace (BISECT_LOG); end it, "
+         "then `git merge refs/agent-vm/in/fix` there"),
+        ("git checkout -q --orphan new",
+         "the workspace is on new, so its files stay; `git checkout fix` and "
+         "`git merge refs/agent-vm/in/fix` there bring them"),
+        ("git update-ref -d HEAD",
+         "the branch fix was deleted in the workspace, so its files stay; "
+         "`git branch fix refs/agent-vm/in/fix` there brings it back"),
+        ("rm .git/index && mkdir .git/index",
+         "git in the workspace does not take them: fatal: .git/index: unable to map index file: "
+         "No such device; see to that, then `git merge refs/agent-vm/in/fix` there"),
+        ("echo x > .git/HEAD",
+         "workspace/app-fix has lost its .git in the VM, or that is broken: save its files, "
+         "then clean it"),
+    ],
+)  # fmt: skip
+def test_what_the_workspace_does_not_take_is_told_with_what_to_do(
+    vm: Guest, repository: Path, agent_vm: Command, command: str, advice: str
+) -> None:
+    commit(repository, "second")
+    agent_vm("push", "fix")
+    vm.run(command, cwd=vm.workspaces / "app-fix")
+    git(repository, "switch", "--quiet", "fix")
+    commit(repository, "third")
+    assert one_line(agent_vm("push", "fix"), 1) == advice
+    assert not (vm.workspaces / "app-fix/third").exists()
+
+
 def test_clean_refuses_without_a_terminal_and_says_what_would_be_lost(
     vm: Guest, repository: Path, agent_vm: Command
 ) -> None:
@@ -237,6 +286,16 @@ BAD_BRANCHES = [
     ("a\x1b[31m", "it holds control or formatting characters"),
     ("a\nb", "it holds control or formatting characters"),
     ("a\u202eb", "it holds control or formatting characters"),
+    ("a\u2029b", "it holds control or formatting characters"),
+    ("a\u200bb", "it holds control or formatting characters"),
+    ("a\x7fb", "it holds control or formatting characters"),
+    ("-D", "it starts with a dash"),
+    ("refs/x", "git gives that name another meaning"),
+    ("*", GIT_RULE),
+    ("../..", GIT_RULE),
+    ("x;touch y", GIT_RULE),
+    ("x\\y", GIT_RULE),
+    ("x^{tree}", GIT_RULE),
     ("x" * 201, "it is longer than 200 bytes"),
     ("é" * 101, "it is longer than 200 bytes"),
     ("a b", GIT_RULE),
@@ -251,27 +310,35 @@ BAD_BRANCHES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("verb", "branch", "rule"),
-    [
-        *(("push", *bad) for bad in BAD_BRANCHES),
-        *((verb, "-x", "it starts with a dash") for verb in WITH_BRANCH),
-    ],
-)
+@pytest.mark.parametrize("verb", WITH_BRANCH)
+@pytest.mark.parametrize(("branch", "rule"), BAD_BRANCHES)
 def test_a_name_that_no_branch_can_have_is_refused_before_anything_is_made(
     home: Path,
     limactl: Limactl,
     repository: Path,
     agent_vm: Command,
+    started: Path,
     *,
     verb: str,
     branch: str,
     rule: str,
 ) -> None:
     error = one_line(agent_vm(verb, f"--branch={branch}"), 2)
+    asked = [] if rule is not GIT_RULE else [f"git check-ref-format refs/heads/{branch}"]
+    assert calls(started) == asked
     assert error.endswith(f" is not a branch name: {rule}; give a name such as fix-login")
     assert error.isprintable()
     assert untouched(home, limactl, repository)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in BAD_BRANCHES])
+def test_a_name_that_no_branch_can_have_is_no_deleted_workspace(
+    repository: Path, agent_vm: Command, started: Path, name: str
+) -> None:
+    said = agent_vm("undo", f"--workspace={name}")
+    assert (said.status, said.out) == (1, "")
+    assert said.err.startswith("agent-vm: nothing is kept under ")
+    assert calls(started) == []
 
 
 @pytest.mark.parametrize("verb", WITH_BRANCH)
