@@ -166,13 +166,13 @@ def creates(chosen: settings.Settings) -> tuple[object, ...]:
         lima.stop(name, force=True)
         lima.delete(name)
         began = time.perf_counter()
-        lima.create(name, yaml)
+        lima.create(name, yaml, print)
         plain = [host.limactl(), "start", "--tty=false", "--timeout=30m", name]
         env = {**lima.environment(), **slow}
         process.run(plain, env=env, cwd="/", user=host.service_user())
         floor = time.perf_counter() - began
     finally:
-        vm.destroy(alone)
+        vm.destroy(alone, print)
     return ("start after destroy", f"{taken:.0f}", f"{floor:.0f}", f"{taken / floor:.2f}")
 
 
