@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from base64 import b64decode, b64encode
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +19,10 @@ if TYPE_CHECKING:
     from .console import Say
     from .lima import Instance
     from .settings import Settings
+
+_PEM = r"-----BEGIN OPENSSH PRIVATE KEY-----\n([^-]*)-----END"
+_ED25519 = b"\0\0\0\x0bssh-ed25519\0\0\0\x20"
+"""What comes before the 32 bytes of such a key (RFC 8709)."""
 
 
 def fitted(settings: Settings) -> tuple[Settings, list[str]]:
@@ -66,15 +73,48 @@ def create(settings: Settings, say: Say) -> Instance:
     yaml = render.lima_yaml(fit, images, private)
     state.write(guest.known_hosts(name), f"{name} {public}\n")
     try:
-        return _created(name, yaml)
+        return _created(name, yaml, say)
     except AgentVMError:
         guest.known_hosts(name).unlink()
         raise
 
 
-def _created(name: str, yaml: str) -> Instance:
+def is_ours(found: Instance) -> bool:
+    """Whether the instance has the host key that was pinned at a creation by this user.
+
+    One whose configuration cannot be read is taken for what was created here last.
+    """
+    try:
+        pinned = guest.known_hosts(found.name).read_text("utf-8").split()
+    except (OSError, ValueError):
+        return False
+    return not found.config or any(key in pinned for key in _host_keys(found))
+
+
+def pin(found: Instance) -> bool:
+    """Pin anew the host key that the instance was given; False when agent-vm gave it none."""
+    keys = _host_keys(found)
+    if keys:
+        state.write(guest.known_hosts(found.name), f"{found.name} ssh-ed25519 {keys[0]}\n")
+    return bool(keys)
+
+
+def _host_keys(found: Instance) -> list[str]:
+    """The public parts of the keys in its scripts: OpenSSH's files have them in clear."""
+    entries = found.config.get("provision")
+    scripts = [str(entry) for entry in entries] if isinstance(entries, list) else []
+    keys = []
+    for body in re.findall(_PEM, "".join(scripts).replace(r"\n", "\n")):
+        with contextlib.suppress(ValueError):
+            raw = b64decode(body)
+            at = raw.index(_ED25519)
+            keys.append(b64encode(raw[at : at + len(_ED25519) + 32]).decode())
+    return keys
+
+
+def _created(name: str, yaml: str, say: Say) -> Instance:
     """Create the instance and look at what Lima made of it; what it should not be is deleted."""
-    lima.create(name, yaml)
+    lima.create(name, yaml, say)
     created = lima.find(name)
     if created is None:
         raise AgentVMError(f"limactl created {name}, but does not list it")
@@ -102,9 +142,27 @@ def refuse_strange(created: Instance, yaml: str) -> None:
     The user's own Lima defaults and overrides are mixed into every instance ($LIMA_HOME/_config,
     Lima's load.go) and could add mounts, forwards or scripts. Raises AgentVMError naming the keys.
     """
-    from yaml import safe_load
+    try:
+        strange = _strange(created.config, yaml)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise AgentVMError(
+            f"the configuration of the VM {created.name} makes no sense: {error!r}",
+            f"see {created.dir}/lima.yaml",
+        ) from None
+    if strange:
+        raise AgentVMError(
+            f"Lima would run {created.name} with other {', '.join(strange)} than asked for",
+            f"look into {created.dir.parent / '_config'}/default.yaml and override.yaml",
+        )
 
-    asked, config = safe_load(yaml), created.config
+
+def _strange(config: Mapping[str, Any], yaml: str) -> list[str]:
+    from yaml import YAMLError, safe_load
+
+    try:
+        asked = safe_load(yaml)
+    except YAMLError as error:
+        raise ValueError(str(error).partition("\n")[0]) from None
     strange = [key for key in ("mounts", "copyToHost", "networks", "additionalDisks", "env")
                if config.get(key)]  # fmt: skip
     strange += [key for key in ("plain",) if config.get(key) is not True]
@@ -117,11 +175,7 @@ def refuse_strange(created: Instance, yaml: str) -> None:
         strange.append("provision")
     if sorted(_forwards(config)) != sorted(_forwards(asked)):
         strange.append("portForwards")
-    if strange:
-        raise AgentVMError(
-            f"Lima would run {created.name} with other {', '.join(strange)} than asked for",
-            f"look into {created.dir.parent / '_config'}/default.yaml and override.yaml",
-        )
+    return strange
 
 
 def _forwards(config: Mapping[str, Any]) -> list[int]:

@@ -112,7 +112,7 @@ def bake(settings: Settings, say: Say, c: Context | None = None) -> bool:
     try:
         vm.start(alone, say, c)
     finally:
-        vm.destroy(alone)
+        vm.destroy(alone, say)
     return {kept.folder for kept in kept_disks()} != before
 
 

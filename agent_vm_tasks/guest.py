@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import time
 from typing import IO, TYPE_CHECKING, Any
 
 from . import data, process, state
+from .console import warn
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 GREETING = 3.0
 """Seconds for sshd in the guest to say its first word."""
+RESPONSE = 5.0
+"""Seconds for a command that does nothing to come back over the warm connection."""
+DRIFT = 60
+"""Seconds that the guest's clock may be off before it is set."""
 SSH_FAILED = 255
 """ssh(1)'s own exit status when the connection, not the remote command, fails."""
 
@@ -31,11 +37,13 @@ class UnreachableError(AgentVMError):
 
 
 def attach(instance: Instance) -> None:
-    """Write our ssh configuration for a running instance; its port changes at each start."""
+    """Write our ssh configuration for a running instance; its port changes at each start.
+
+    A connection to where it is already stays: other commands may be using it.
+    """
     from . import render
 
     name = instance.name
-    disconnect(name)
     text = render.ssh_config(
         name=name,
         user=render.GUEST_USER,
@@ -44,6 +52,9 @@ def attach(instance: Instance) -> None:
         known_hosts=known_hosts(name),
         control_path=state.control_path(name),
     )
+    if config(name).exists() and config(name).read_text("utf-8", "replace") == text:
+        return
+    disconnect(name)
     state.write(config(name), text)
 
 
@@ -61,9 +72,33 @@ def ssh(name: str, *options: str) -> list[str]:
 
 def connected(name: str) -> bool:
     """Whether the warm connection's master lives; asks it, opens nothing."""
-    if not state.control_path(name).exists():
-        return False
-    return process.run(ssh(name, "-O", "check"), check=False, timeout=10).ok
+    return state.control_path(name).exists() and _succeeds(ssh(name, "-O", "check"))
+
+
+def responds(name: str) -> bool:
+    """Whether a command comes back over the warm connection: its master may live all alone."""
+    return connected(name) and _succeeds([*ssh(name), set_clock()])
+
+
+def set_clock() -> str:
+    """Shell text that sets the guest's clock where it is far off, as after a sleep of this machine.
+
+    It costs no program where the clock is right.
+    """
+    now = int(time.time())
+    return (
+        f'[ -z "${{EPOCHSECONDS-}}" ] || [ $(((EPOCHSECONDS - {now}) / {DRIFT})) = 0 ] || '
+        f"sudo -n date --set=@{now} < /dev/null > /dev/null 2>&1 || true"
+    )
+
+
+def port(name: str) -> int:
+    """Where our configuration looks for the VM; 0 without one."""
+    try:
+        found = re.search(r"^ *Port (\d+)$", config(name).read_text("utf-8"), re.MULTILINE)
+    except (OSError, ValueError):
+        return 0
+    return int(found[1]) if found else 0
 
 
 def answers(name: str) -> bool:
@@ -71,11 +106,18 @@ def answers(name: str) -> bool:
     import socket
 
     try:
-        found = re.search(r"^ *Port (\d+)$", config(name).read_text("utf-8"), re.MULTILINE)
-        with socket.create_connection(("127.0.0.1", int(found[1]) if found else 0), GREETING) as to:
+        with socket.create_connection(("127.0.0.1", port(name)), GREETING) as to:
             return to.recv(4) == b"SSH-"
-    except OSError:
+    except (OSError, OverflowError):
         return False
+
+
+def silence(name: str) -> UnreachableError:
+    """What is said of a VM that does not answer."""
+    return UnreachableError(
+        f"the VM {name} does not answer: it is frozen, or too busy",
+        "`agent-vm doctor --fix` wakes it or starts it anew",
+    )
 
 
 def watch(name: str, hear: Callable[[str], None] = lambda _said: None) -> Callable[[str], None]:
@@ -86,10 +128,7 @@ def watch(name: str, hear: Callable[[str], None] = lambda _said: None) -> Callab
 
     def look(said: str) -> None:
         if not answers(name) and not answers(name):  # busy ones may miss one
-            raise UnreachableError(
-                f"the VM {name} does not answer: it is frozen, or too busy",
-                "`agent-vm doctor --fix` wakes it or starts it anew",
-            )
+            raise silence(name)
         hear(said)
 
     return look
@@ -97,7 +136,13 @@ def watch(name: str, hear: Callable[[str], None] = lambda _said: None) -> Callab
 
 def warm_up(name: str) -> None:
     """Open the shared connection; raises UnreachableError."""
-    result = process.run([*ssh(name), "true"], check=False, timeout=60, watch=watch(name))
+    argv = [*ssh(name), set_clock()]
+    result = process.run(argv, check=False, timeout=60, watch=watch(name))
+    if is_impostor(result):
+        raise UnreachableError(
+            f"who answers on the port of the VM {name} is not that VM: its host key is another",
+            "`agent-vm doctor --fix` looks for the VM",
+        )
     if not result.ok:
         raise UnreachableError(
             f"the VM {name} runs, but ssh does not get in: {result.reason}",
@@ -105,12 +150,17 @@ def warm_up(name: str) -> None:
         )
 
 
+def is_impostor(result: Result) -> bool:
+    """Whether ssh turned away from a host key that is not the pinned one."""
+    return result.status == SSH_FAILED and "Host key verification failed" in result.stderr
+
+
 def reconnect(name: str) -> None:
     """Log in anew for what follows: groups and environment are those of the login.
 
     Sessions that are open go on over the old connection. Raises UnreachableError.
     """
-    process.run(ssh(name, "-O", "stop"), check=False, timeout=10)
+    _succeeds(ssh(name, "-O", "stop"))
     state.control_path(name).unlink(missing_ok=True)
     warm_up(name)
 
@@ -118,7 +168,7 @@ def reconnect(name: str) -> None:
 def disconnect(name: str) -> None:
     """End the warm connection, if there is one."""
     if state.control_path(name).exists() and config(name).exists():
-        process.run(ssh(name, "-O", "exit"), check=False, timeout=10)
+        _succeeds(ssh(name, "-O", "exit"))
     state.control_path(name).unlink(missing_ok=True)
 
 
@@ -172,7 +222,14 @@ def unpack(name: str, folder: str, archive: bytes) -> None:
 def enter(name: str, remote: str) -> int:
     """Run a remote command on this terminal; a pseudo-terminal when both ends are one."""
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    return process.interactive([*ssh(name, *(["-t"] if terminal else [])), remote])
+    argv = [*ssh(name, *(["-t"] if terminal else [])), f"{set_clock()}\n{remote}"]
+    return process.interactive(argv, lambda: _tell_silence(name))
+
+
+def _tell_silence(name: str) -> None:
+    """Say so when nothing comes back; ssh itself gives up later, for the VM may go on."""
+    if not (responds(name) if connected(name) else answers(name)):
+        warn(str(silence(name)))
 
 
 def connection(name: str, c: Context | None = None) -> Connection:
@@ -193,6 +250,14 @@ def connection(name: str, c: Context | None = None) -> Connection:
         raise _unreachable(str(error)) from None
     made.transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return made
+
+
+def _succeeds(argv: list[str]) -> bool:
+    """Whether a small command of ssh succeeds soon."""
+    try:
+        return process.run(argv, check=False, timeout=RESPONSE).ok
+    except AgentVMError:
+        return False
 
 
 def _successful(result: Result) -> str:

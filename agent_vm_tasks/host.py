@@ -21,7 +21,7 @@ QEMU_TO_EMULATE = (8, 0, 0)
 MOUNTS = Path("~/.agent-vm-mounts")
 DISK_WANTED = 10
 """GiB that should be free where the VM's disk lies."""
-PATIENCE = 20.0
+PATIENCE = 9.0
 """Seconds for a program to tell its version."""
 
 _SETUP = "run `agent-vm setup`"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +17,23 @@ from .errors import AgentVMError
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from .console import Say
 
 MIB = 1024 * 1024
 START_TIMEOUT = 30 * 60
 """Seconds until a boot is given up; an emulated first boot takes a minute or two."""
+CREATE_TIMEOUT = 10 * 60
+GRACE = 60
+"""Seconds that limactl may take beyond its own time limit."""
 POLL = 0.25
 """Seconds between two looks at the logs of a boot."""
+PATIENCE = 9.0
+"""Seconds for limactl to tell of an instance."""
+INCOMPLETE, UNKNOWN = "Incomplete", "Unknown"
+"""The status, in our words, of an instance without a configuration, or with one that is no use."""
+DISKS = ("disk", "diffdisk")
 
 STILL = 20
 """Seconds after which progress is told again even when nothing new happened."""
@@ -59,6 +70,7 @@ class Instance:
     disk: int
     ssh_port: int
     vm_type: str
+    driver_pid: int = 0
     errors: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -67,6 +79,16 @@ class Instance:
         """Lima's word for "its processes live"; the guest may still be booting."""
         return self.status == "Running"
 
+    @property
+    def has_disk(self) -> bool:
+        """Whether there is a disk, which the first start makes: somebody may have worked on it."""
+        return any((self.dir / name).exists() for name in DISKS)
+
+    @property
+    def ran(self) -> bool:
+        """Whether QEMU was ever to be started: its disk was whole then."""
+        return any((self.dir / name).exists() for name in ("cidata.iso", "ssh.config"))
+
 
 def find(name: str) -> Instance | None:
     """The instance of that name, or None.
@@ -74,20 +96,24 @@ def find(name: str) -> Instance | None:
     Asks by name and with a template: `--format json` fails for all when one instance is odd
     (Lima 2.2.0, cmd/limactl/list.go).
     """
-    result = _limactl("list", "--format", "{{json .}}", name, check=False, timeout=30)
+    result = _limactl("list", "--format", "{{json .}}", name, timeout=PATIENCE)
     if "No instance matching" in result.stderr and not result.stdout.strip():
         return None
+    if "unable to load instance" in result.stderr and (half := _incomplete(name)):
+        return half
     if not result.ok:
         raise AgentVMError(f"limactl list failed: {_message(result)}")
     try:
-        return _instance(json.loads(result.stdout))
-    except (ValueError, KeyError, TypeError) as error:
+        return _instance(name, json.loads(result.stdout))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise AgentVMError(f"limactl list gave no usable answer for {name}: {error!r}") from None
 
 
-def create(name: str, yaml: str) -> None:
+def create(name: str, yaml: str, say: Say) -> None:
     """Make the instance without booting it."""
-    result = _limactl("create", f"--name={name}", "--tty=false", "-", stdin=yaml, check=False)
+    result = _limactl(
+        "create", f"--name={name}", "--tty=false", "-", stdin=yaml, timeout=CREATE_TIMEOUT, say=say
+    )
     if not result.ok:
         raise AgentVMError(f"limactl could not create {name}: {_message(result)}", _advice(result))
 
@@ -102,7 +128,10 @@ def start(instance: Instance, say: Say, extra_env: Mapping[str, str]) -> None:
     user = host.service_user()
     for log in LOGS:  # Lima empties them, but not before they could be read as this boot's
         (instance.dir / log).unlink(missing_ok=True)
-    child = process.popen(argv, env={**environment(), **extra_env}, cwd="/", user=user)
+    if not instance.ran:
+        _discard_disk(instance)
+    env = {**environment(), **extra_env}
+    child = process.popen(argv, env=env, cwd="/", user=user, mortal=True)
     try:
         _watch(child, instance.dir, say)
     except BaseException:
@@ -126,18 +155,50 @@ def asked(instance: Instance) -> str:
 def stop(name: str, *, force: bool = False) -> None:
     """Power the VM down; with `force` by ending its processes (never fails)."""
     if force:
-        _limactl("stop", "--tty=false", "--force", name, check=False, timeout=60)
+        _limactl("stop", "--tty=false", "--force", name, timeout=60)
         return
-    result = _limactl("stop", "--tty=false", name, check=False, timeout=240)
+    result = _limactl("stop", "--tty=false", name, timeout=240)
     if not result.ok:
         raise AgentVMError(f"limactl could not stop {name}: {_message(result)}")
 
 
 def delete(name: str) -> None:
-    """Remove the instance with its disk; raises AgentVMError when it is still there after."""
-    result = _limactl("delete", "--tty=false", "--force", name, check=False, timeout=120)
-    if find(name) is not None:
+    """Remove the instance with its disk; raises AgentVMError when it is still there after.
+
+    limactl leaves alone what has no configuration that it could read.
+    """
+    result = _limactl("delete", "--tty=false", "--force", name, timeout=120)
+    found = find(name)
+    if found and found.status in {INCOMPLETE, UNKNOWN} and not (found.dir / "protected").exists():
+        shutil.rmtree(found.dir, ignore_errors=True)
+        found = find(name)
+    if found is not None:
         raise AgentVMError(f"limactl could not delete {name}: {_message(result)}")
+
+
+def wake(instance: Instance) -> bool:
+    """Have its process go on if a signal stopped it (Ctrl-Z, a debugger); False when none did."""
+    if not process.is_stopped(instance.driver_pid):
+        return False
+    with contextlib.suppress(OSError):
+        os.kill(instance.driver_pid, signal.SIGCONT)
+    return True
+
+
+def started_since(instance: Instance, seconds: float) -> bool:
+    """Whether it was started within the last seconds, by whatever command."""
+    try:
+        return time.time() - (instance.dir / "ha.pid").stat().st_mtime < seconds
+    except OSError:
+        return False
+
+
+def panicked(instance: Instance) -> bool:
+    """Whether its console has a kernel's last words; to be asked only of one that is silent.
+
+    Anybody inside can write there.
+    """
+    return "Kernel panic" in _end_of(instance.dir / "serial.log")
 
 
 def environment() -> dict[str, str]:
@@ -158,11 +219,19 @@ def log_tail(folder: Path, name: str, lines: int) -> str:
     return "\n".join(logs[name].read_text("utf-8", "replace").splitlines()[-lines:])
 
 
+def _discard_disk(instance: Instance) -> None:
+    """Remove what a first start that was cut off has copied: Lima would take it for the disk."""
+    for name in ("image", *DISKS):
+        (instance.dir / name).unlink(missing_ok=True)
+
+
 def _watch(child: subprocess.Popen[bytes], folder: Path, say: Say) -> None:
     """Follow the boot through Lima's logs until `limactl start` ends."""
     began, told = time.time(), ""
     while child.poll() is None:
         _raise_if_lost(folder)
+        if time.time() - began > START_TIMEOUT + GRACE:
+            raise AgentVMError("limactl start does not come to an end", f"see {folder}/*.log")
         step = f"{_step(folder)} {(time.time() - began) // STILL:.0f}"
         if step != told:
             say(f"  {step.rpartition(' ')[0]} ({time.time() - began:.0f} s)")
@@ -201,30 +270,58 @@ def _end_of(path: Path, size: int = 65536) -> str:
         return ""
 
 
-def _limactl(
-    *args: str, check: bool = True, stdin: str = "", timeout: float | None = None
-) -> process.Result:
+def _limactl(*args: str, stdin: str = "", timeout: float, say: Say | None = None) -> process.Result:
+    """Run limactl; with `say` it is told when that takes long.
+
+    Killed, we take it with us: half a creation can be healed, one that goes on alone cannot.
+    """
     return process.run(
         [host.limactl(), *args],
-        check=check,
+        check=False,
         stdin=stdin,
         env=environment(),
         cwd="/",
         timeout=timeout,
         user=host.service_user(),
+        watch=_telling(f"limactl {args[0]}", say) if say else None,
+        mortal=True,
     )
 
 
-def _instance(entry: dict[str, Any]) -> Instance:
+def _telling(what: str, say: Say) -> Callable[[str], None]:
+    began, told = time.monotonic(), -1.0
+
+    def look(_said: str) -> None:
+        nonlocal told
+        taken = time.monotonic() - began
+        if taken // STILL > told:
+            told = taken // STILL
+            say(f"  {what} is still at work ({taken:.0f} s)")
+
+    return look
+
+
+def _incomplete(name: str) -> Instance | None:
+    home = os.environ.get("LIMA_HOME")
+    folder = (Path(home) if home else host.service_home() / ".lima") / name
+    if not folder.is_dir() or (folder / "lima.yaml").exists():
+        return None
+    return Instance(name, INCOMPLETE, folder, 0, 0, 0, 0, "", errors=("it has no lima.yaml",))
+
+
+def _instance(name: str, entry: dict[str, Any]) -> Instance:
+    if entry["name"] != name or not isinstance(entry.get("config") or {}, dict):
+        raise ValueError(entry["name"])
     return Instance(
-        name=entry["name"],
-        status=entry["status"] or "Unknown",
+        name=name,
+        status=str(entry["status"] or UNKNOWN),
         dir=Path(entry["dir"]),
         cpus=int(entry.get("cpus", 0)),
         memory=int(entry.get("memory", 0)) // MIB,
         disk=int(entry.get("disk", 0)) // MIB,
         ssh_port=int(entry.get("sshLocalPort", 0)),
-        vm_type=entry.get("vmType", ""),
+        vm_type=str(entry.get("vmType", "")),
+        driver_pid=int(entry.get("driverPID", 0)),
         errors=tuple(str(error) for error in entry.get("errors") or ()),
         config=entry.get("config") or {},
     )

@@ -11,11 +11,12 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import guest, host, process
+from . import guest, host, process, state
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 NOTE = "NOT-MOUNTED.txt"
 MEMORY_LIMIT = 2_000_000_000
 """Bytes: a server that lists a folder without end would otherwise fill the host's memory."""
+
+ANSWER = 5.0
+"""Seconds for the mount to tell its size."""
 
 _OPTIONS = (
     "uid=65534", "gid=65534", "nosuid", "nodev", "noexec", "contain_symlinks", "reconnect",
@@ -79,13 +83,23 @@ def mount(settings: Settings) -> None:
 
     Raises AgentVMError where it is not safe or not possible.
     """
-    path = point(settings)
+    if not _is_there(point(settings)):
+        with state.lock(settings.vm.name, lambda _: None, "mount.lock"):
+            _mount(settings)
+
+
+def _is_there(path: Path) -> bool:
     there = current(path)
     if there and not there.ours:
         raise AgentVMError(f"{path} is a mount of something else ({there.source})", "unmount it")
-    if there and server(path):
+    return bool(there and server(path))
+
+
+def _mount(settings: Settings) -> None:
+    path = point(settings)
+    if _is_there(path):
         return
-    if there:
+    if current(path):
         unmount(settings, force=True)
     _require_sshfs()
     if trusted := host.trusted_by_git(path):
@@ -102,6 +116,20 @@ def mount(settings: Settings) -> None:
     result = process.run(argv, check=False, timeout=60)
     if not result.ok:
         raise AgentVMError(f"{path} could not be mounted: {result.reason}")
+
+
+def answers(path: Path) -> bool:
+    """Whether the mount tells its size soon. A child asks it: who asks a dead one may hang."""
+    child = process.popen(["df", "-P", str(path)], stdin=subprocess.DEVNULL)
+    try:
+        return child.wait(ANSWER) == 0
+    except subprocess.TimeoutExpired:
+        child.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(1)  # longer only where the kernel waits for the mount's end
+        return False
+    finally:
+        process.close(child)
 
 
 def unmount(settings: Settings, *, force: bool = False) -> bool:
@@ -157,13 +185,20 @@ def _require_sshfs() -> None:
 
 def _prepare(path: Path) -> None:
     """An empty folder with a note in it, so that nobody edits files in a missing mount."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    others = [entry.name for entry in path.iterdir() if entry.name != NOTE]
+    if path.is_symlink():
+        raise AgentVMError(f"{path} is a link", "remove it, or set mount.path to where it leads")
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        others = [entry.name for entry in path.iterdir() if entry.name != NOTE]
+        if not others and not (path / NOTE).exists():
+            (path / NOTE).write_text("The VM's workspaces appear here: agent-vm mount\n")
+    except OSError as error:
+        raise AgentVMError(
+            f"{error.filename or path} cannot be mounted on: {error.strerror}",
+            "move away what is there, or set mount.path",
+        ) from None
     if others:
         raise AgentVMError(f"{path} holds files of this machine ({others[0]}, …)", "move them away")
-    note = path / NOTE
-    if not note.exists():
-        note.write_text("The VM's workspaces appear here: agent-vm mount\n")
 
 
 def _current_macos(path: Path) -> Mounted | None:

@@ -9,15 +9,17 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
+import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
 log = logging.getLogger("agent-vm")
 
@@ -63,17 +65,19 @@ def run(
     timeout: float | None = None,
     user: str | None = None,
     watch: Callable[[str], None] | None = None,
+    mortal: bool = False,
 ) -> Result:
     """Run `argv` to its end, capturing what it says.
 
     `env` is the whole environment; `timeout` is in seconds; `user` (root only) runs it as that
     account; `watch` is called every few seconds with what it has said on stderr, and ends it by
-    raising. Raises ProcessError on a non-zero status unless `check` is false, and AgentVMError when
-    the program is missing or takes too long; then its whole process group is gone.
+    raising; a `mortal` one ends when this process is killed. Raises ProcessError on a non-zero
+    status unless `check` is false, and AgentVMError when the program is missing or takes too long;
+    then its whole process group is gone.
     """
     text = stdin.encode() if isinstance(stdin, str) else stdin if isinstance(stdin, bytes) else None
     source = subprocess.PIPE if isinstance(stdin, str | bytes) else stdin
-    child = popen(argv, env=env, cwd=cwd, user=user, stdin=source)
+    child = popen(argv, env=env, cwd=cwd, user=user, stdin=source, mortal=mortal)
     try:
         out, err = _communicate(child, text, timeout, watch)
     except subprocess.TimeoutExpired:
@@ -113,22 +117,44 @@ def popen(
     user: str | None = None,
     stdin: int | IO[bytes] = subprocess.PIPE,
     stderr: int | IO[bytes] = subprocess.PIPE,
+    mortal: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start `argv` in a session of its own, so that `kill` ends it with its children."""
     log.debug("run: %s", shlex.join(argv))
     try:
-        return subprocess.Popen(
-            argv,
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=env,
-            cwd=cwd,
-            start_new_session=True,
-            **_identity(user),
-        )
+        with _interrupts_kept() as came:
+            child = subprocess.Popen(
+                argv,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=env,
+                cwd=cwd,
+                start_new_session=True,
+                preexec_fn=_dying_with_us() if mortal else None,  # noqa: PLW1509  one call of C
+                **_identity(user),
+            )
     except OSError as error:
         raise _unusable(argv[0], error, user) from None
+    if came:
+        kill(child)
+        signal.raise_signal(signal.SIGINT)
+    return child
+
+
+@contextlib.contextmanager
+def _interrupts_kept() -> Iterator[list[int]]:
+    """Keep Ctrl-C back, so that no child starts unknown to us; gives what came meanwhile."""
+    came: list[int] = []
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield came
+        return
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def save(argv: Sequence[str], stdin: str, into: IO[bytes], largest: int) -> Result:
@@ -182,16 +208,32 @@ def follow(
     return Result(tuple(argv), status, "\n".join(said), "")
 
 
-def interactive(argv: Sequence[str]) -> int:
-    """Run `argv` on this terminal and return its status; Ctrl-C is the program's, not ours."""
+def interactive(argv: Sequence[str], look: Callable[[], None] | None = None) -> int:
+    """Run `argv` on this terminal and return its status; Ctrl-C is the program's, not ours.
+
+    `look` is called once, when it takes longer than a moment.
+    """
     log.debug("run: %s", shlex.join(argv))
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        return subprocess.run(argv, check=False, preexec_fn=_default_sigint).returncode
+        with subprocess.Popen(argv, preexec_fn=_on_terminal()) as child:  # noqa: PLW1509
+            if look:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return child.wait(WATCH)
+                look()
+            return child.wait()
     except OSError as error:
         raise _unusable(argv[0], error) from None
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal stopped that process (Ctrl-Z, a debugger): it lives, but does nothing."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(") ")[2][:1] in {"T", "t"}
+    except OSError:
+        return False
 
 
 def kill(child: subprocess.Popen[bytes]) -> None:
@@ -229,8 +271,24 @@ def _unusable(program: str, error: OSError, user: str | None = None) -> AgentVME
     return AgentVMError(f"{program} cannot be executed: {error.strerror}")
 
 
-def _default_sigint() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _on_terminal() -> Callable[[], None]:
+    die = _dying_with_us()
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        die()
+
+    return prepare
+
+
+def _dying_with_us() -> Callable[[], None]:
+    """What a new child calls to be killed together with us (prctl(2)); only Linux has that."""
+    if sys.platform != "linux":
+        return lambda: None
+    import ctypes
+
+    prctl, set_signal, number = ctypes.CDLL(None).prctl, 1, int(signal.SIGKILL)
+    return lambda: prctl(set_signal, number)
 
 
 def _identity(user: str | None) -> dict[str, Any]:

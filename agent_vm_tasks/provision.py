@@ -11,6 +11,7 @@ import io
 import shlex
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from . import data, guest, nested, stages
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 LOGS = "/var/log/agent-vm"
 STAMPS = "/var/lib/agent-vm/stamps"
 MARKER = "/etc/agent-environment"
+LISTEN = 5.0
+"""Seconds between two looks whether the VM answers at all."""
+SILENCE = 60.0
+"""Seconds without an answer until it is given up: installing keeps an emulated guest busy."""
 
 
 def run(
@@ -46,7 +51,7 @@ def run(
     """
     connection = guest.connection(settings.vm.name, c)
     with connection:
-        with _ended_by_interrupt(connection):
+        with _ended_by_interrupt(connection), _ended_by_silence(connection, settings.vm.name, say):
             due = _due(connection, wanted, upgrade=upgrade)
         ready = nested.supplied(due, settings.packages, say)
         if not ready:
@@ -54,7 +59,7 @@ def run(
         left_out = {stage.name for stage in due} - {stage.name for stage in ready}
         archive = _archive([stage for stage in wanted if stage.name not in left_out], ready)
         listener = _Listener(say)
-        with _ended_by_interrupt(connection):
+        with _ended_by_interrupt(connection), _ended_by_silence(connection, settings.vm.name, say):
             folder = connection.run("mktemp -d", hide=True, in_stream=False).stdout.strip()
             target = f"{folder}/provision.tar"
             connection.put(io.BytesIO(archive), target)
@@ -115,6 +120,38 @@ def _ended_by_interrupt(connection: Connection) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
     if pressed:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _ended_by_silence(connection: Connection, name: str, say: Say) -> Iterator[None]:
+    """End the wait for a VM that has long not answered: Fabric itself would wait for ever."""
+    over, lost = threading.Event(), threading.Event()
+
+    def listen() -> None:
+        heard = time.monotonic()
+        while not over.wait(LISTEN):
+            silent = time.monotonic() - heard
+            if guest.answers(name):
+                heard = time.monotonic()
+            elif silent < SILENCE:
+                say(f"  the VM does not answer ({silent:.0f} s)")
+            else:
+                lost.set()
+                connection.close()
+                return
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield
+    except Exception:
+        if lost.is_set():
+            raise guest.silence(name) from None
+        raise
+    finally:
+        over.set()
+    if lost.is_set():
+        raise guest.silence(name)
 
 
 class _Listener(io.StringIO):

@@ -191,14 +191,22 @@ def _check_sizes(found: Secrets) -> None:
 
 def _key(name: str) -> bytes:
     path = key_file(name)
+    if kept := _kept_key(path):
+        return kept
+    with state.lock(name, lambda _: None, "secrets.lock"):  # all commands must have the same
+        kept = _kept_key(path)
+        if not kept:
+            state.write(path, token_hex(32))
+            kept = _kept_key(path)
+    return kept
+
+
+def _kept_key(path: Path) -> bytes:
     try:
-        kept = path.read_text("ascii")
+        text = path.read_text("ascii")
     except (OSError, ValueError):
-        kept = ""
-    if not re.fullmatch("[0-9a-f]{64}", kept):
-        kept = token_hex(32)
-        state.write(path, kept)
-    return bytes.fromhex(kept)
+        return b""
+    return bytes.fromhex(text) if re.fullmatch("[0-9a-f]{64}", text) else b""
 
 
 def _archive(mark: str, secrets: Secrets) -> bytes:

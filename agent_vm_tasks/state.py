@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import sys
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +15,32 @@ from .errors import AgentVMError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import TextIO
 
     from .console import Say
 
+STILL = 20.0
+"""Seconds after which a wait for another command is told again."""
+POLL = 0.1
+
 
 def folder(name: str) -> Path:
-    """The folder of the VM `name`; made when missing, readable by its owner only."""
-    path = Path.home() / ".agent-vm" / name
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """The folder of the VM `name`; made when missing, readable by its owner only.
+
+    Raises AgentVMError where somebody else could put files in our place.
+    """
+    path = _home() / ".agent-vm" / name
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise AgentVMError(f"{path} is not a folder", "move away what is there") from None
+    found = path.stat()
+    if found.st_uid != os.geteuid():
+        raise AgentVMError(
+            f"{path} belongs to another user", "give it to this one (chown), or set HOME"
+        )
+    if found.st_mode & 0o077:
+        path.chmod(0o700)
     return path
 
 
@@ -39,27 +60,71 @@ def write(path: Path, text: str) -> None:
         raise
 
 
+def leftovers(name: str) -> list[Path]:
+    """Files that a killed `write` left behind."""
+    before = time.time() - STILL
+    return [path for path in folder(name).glob(".*.*") if path.stat().st_mtime < before]
+
+
 @contextlib.contextmanager
-def lock(name: str, say: Say) -> Iterator[None]:
-    """Hold the VM's lock; waits for another command, naming it. The kernel frees it at any end."""
-    path = folder(name) / "lock"
-    with path.open("a+", encoding="utf-8") as file:
+def lock(name: str, say: Say, file: str = "lock") -> Iterator[None]:
+    """Hold the VM's lock; waits for another command, naming it. The kernel frees it at any end.
+
+    `file`: another lock than that of the VM's life.
+    """
+    with (folder(name) / file).open("a+", encoding="utf-8") as held:
+        _take(held, say)
+        held.truncate(0)
+        held.write(_ourselves())
+        held.flush()
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            say(f"waiting for another agent-vm command ({_owner(path)})")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
-        yield
+            yield
+        finally:
+            held.truncate(0)
 
 
-def _owner(path: Path) -> str:
+def owner(name: str, file: str = "lock") -> str:
+    """Which command holds the lock, since when; nothing when it is free."""
+    with (folder(name) / file).open("a+", encoding="utf-8") as asked:
+        return "" if _taken(asked) else _named(asked)
+
+
+def _take(held: TextIO, say: Say) -> None:
+    began, told = time.monotonic(), -1.0
+    while not _taken(held):
+        waited = time.monotonic() - began
+        if waited // STILL > told:
+            told = waited // STILL
+            so_far = f", {waited:.0f} s so far" if told else ""
+            say(f"waiting for another agent-vm command ({_named(held)}){so_far}")
+        time.sleep(POLL)
+
+
+def _taken(file: TextIO) -> bool:
     try:
-        return path.read_text("utf-8") or "unknown"
-    except OSError:
-        return "unknown"
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _ourselves() -> str:
+    """Name this command; of its words only the verb: others may be nobody's business."""
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
+    since = datetime.now().astimezone().isoformat(" ", "seconds")
+    return f"process {os.getpid()}, {command}, since {since}"
+
+
+def _named(file: TextIO) -> str:
+    file.seek(0)
+    return file.read() or "unknown"
+
+
+def _home() -> Path:
+    path = Path.home()
+    if not path.is_absolute() or not path.is_dir():
+        raise AgentVMError(f"there is no home folder {path}", "set HOME")
+    return path
 
 
 def control_path(name: str) -> Path:
@@ -74,7 +139,8 @@ def control_path(name: str) -> Path:
     import tempfile
 
     private = Path(tempfile.gettempdir()) / f"agent-vm-{os.getuid()}"
-    private.mkdir(mode=0o700, exist_ok=True)
-    if private.stat().st_uid != os.getuid():
+    with contextlib.suppress(FileExistsError):
+        private.mkdir(mode=0o700)
+    if not private.is_dir() or private.stat().st_uid != os.getuid():
         raise AgentVMError(f"{private} belongs to somebody else", "remove it, or set TMPDIR")
     return private / f"{name}.sock"

@@ -29,7 +29,7 @@ _EMULATED = {
 
 ABSENT = "Does not exist"
 BOOT_LIMIT = 5 * 60
-"""Seconds that a running VM may take to answer when another command booted it."""
+"""Seconds that a VM may take to answer after its start."""
 PAUSE = 3.0
 
 
@@ -72,12 +72,11 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
         found = find(name)
         warnings = [*given.warnings, *_differences(settings, found)]
         if found is not None and found.status not in {"Running", "Stopped"}:
-            found = _heal(found, say)
+            found = heal(found, say)
         instance = found or _created(settings, say)
         if not instance.running:
             instance = _boot(settings, instance, say)
-        if not guest.connected(name):
-            instance = _answering(settings, instance, say)
+        instance = _reached(settings, instance, say)
         warnings += _install(settings, instance, say, c)
         secrets.push(name, given)
     warnings += ensure_mounted(settings)
@@ -140,10 +139,11 @@ def find(name: str) -> Instance | None:
     A repository's settings may name the VM: they must not lead to somebody else's.
     """
     found = lima.find(name)
-    if found is not None and not guest.known_hosts(name).exists():
+    if found is not None and not creation.is_ours(found):
         raise AgentVMError(
             f"there is a Lima instance {name} that agent-vm did not make for this user",
-            f"set another vm.name, or remove it with `limactl delete {name}`",
+            f"set another vm.name, or remove it with `limactl delete {name}`; if it is yours after"
+            " all, `agent-vm doctor --fix` takes it up again",
         )
     return found
 
@@ -203,35 +203,64 @@ def contents(settings: Settings) -> tuple[tuple[Row, ...], str]:
 def stop(settings: Settings, say: Say) -> bool:
     """Power the VM down; False when it was not running."""
     name = settings.vm.name
-    found = require_exists(name)
-    if found.running:
-        booting = "" if ready(name) else "; one that is still booting takes up to 3 minutes"
-        say(f"stopping the VM {name}{booting}")
-    mount.unmount(settings, force=True)
-    guest.disconnect(name)
-    if found.status == "Stopped":
-        return False
-    lima.stop(name, force=not found.running)
-    return True
+    with state.lock(name, say):
+        found = require_exists(name)
+        silent = found.running and not (lima.wake(found) or guest.answers(name))
+        if found.running:
+            slow = "; one that does not answer takes up to 3 minutes" if silent else ""
+            say(f"stopping the VM {name}{slow}")
+        _let_go(settings, say)
+        if found.status == "Stopped":
+            return False
+        lima.stop(name, force=not found.running or (silent and lima.panicked(found)))
+        return True
 
 
-def destroy(settings: Settings) -> bool:
+def destroy(settings: Settings, say: Say) -> bool:
     """Remove the VM with everything in it; False when there was none."""
     name = settings.vm.name
-    found = find(name)
-    if settings.mount.enabled:
-        mount.unmount(settings, force=True)
+    with state.lock(name, say):
+        found = find(name)
+        _let_go(settings, say)
+        if found is None:
+            return False
+        lima.stop(name, force=True)
+        lima.delete(name)
+        forget(name)
+        return True
+
+
+def forget(name: str) -> None:
+    """Remove what is kept here of a VM that is no more, but what was kept of its workspaces."""
     guest.disconnect(name)
-    if found is None:
-        return False
-    lima.stop(name, force=True)
-    lima.delete(name)
-    _ready_mark(name).unlink(missing_ok=True)
-    _unused_mark(name).unlink(missing_ok=True)
-    guest.config(name).unlink(missing_ok=True)
-    guest.known_hosts(name).unlink(missing_ok=True)
-    secrets.key_file(name).unlink(missing_ok=True)
-    return True
+    for file in (_ready_mark(name), _unused_mark(name), guest.config(name), guest.known_hosts(name),
+                 secrets.key_file(name)):  # fmt: skip
+        file.unlink(missing_ok=True)
+
+
+def heal(found: Instance, say: Say) -> Instance | None:
+    """Get a broken or half-made instance back to Stopped; None when there was nothing in it."""
+    say(f"the VM {found.name} is {found.status}; cleaning up")
+    lima.stop(found.name, force=True)
+    again = lima.find(found.name)
+    if again and again.status in {lima.INCOMPLETE, lima.UNKNOWN} and not again.has_disk:
+        lima.delete(again.name)
+        return None
+    if again is not None and again.status != "Stopped":
+        raise AgentVMError(
+            f"the VM {found.name} is {again.status}: {'; '.join(again.errors) or 'no reason'}",
+            f"see {again.dir}; `agent-vm destroy` removes it",
+        )
+    return again
+
+
+def _let_go(settings: Settings, say: Say) -> None:
+    """Give up the mount and the connection; a mount that cannot be had keeps no VM running."""
+    try:
+        mount.unmount(settings, force=True)
+    except AgentVMError as error:
+        say(str(error))
+    guest.disconnect(settings.vm.name)
 
 
 def _created(settings: Settings, say: Say) -> Instance:
@@ -268,10 +297,21 @@ def _boot(settings: Settings, instance: Instance, say: Say) -> Instance:
     return started
 
 
+def _reached(settings: Settings, instance: Instance, say: Say) -> Instance:
+    """Have a connection into a VM that runs, over which commands come back."""
+    if lima.wake(instance):
+        say(f"the VM {instance.name} was stopped by a signal; it goes on")
+    if guest.responds(instance.name):
+        return instance
+    guest.disconnect(instance.name)
+    return _answering(settings, instance, say)
+
+
 def _answering(settings: Settings, instance: Instance, say: Say) -> Instance:
     """Connect to a VM that runs; what another command left booting is waited for.
 
-    One that is going down is booted again. Raises UnreachableError when neither comes to an end.
+    One that is going down, or whose kernel panicked, is booted again. Raises UnreachableError when
+    it was booted long ago, or too long.
     """
     began = time.monotonic()
     while True:
@@ -279,10 +319,14 @@ def _answering(settings: Settings, instance: Instance, say: Say) -> Instance:
         try:
             guest.warm_up(instance.name)
         except guest.UnreachableError:
-            waited = time.monotonic() - began
-            if waited > BOOT_LIMIT:
+            if lima.panicked(instance):
+                say(f"the kernel of the VM {instance.name} panicked; starting it anew")
+                lima.stop(instance.name, force=True)
+            elif lima.started_since(instance, BOOT_LIMIT):
+                waited = time.monotonic() - began
+                say(f"the VM {instance.name} runs, but does not answer yet ({waited:.0f} s)")
+            else:
                 raise
-            say(f"the VM {instance.name} runs, but does not answer yet ({waited:.0f} s)")
         else:
             return instance
         time.sleep(PAUSE)
@@ -328,7 +372,7 @@ def _note(name: str, word: str) -> None:
 
 def _noted(name: str) -> list[str]:
     mark = _ready_mark(name)
-    return mark.read_text("utf-8").split() if mark.exists() else []
+    return mark.read_text("utf-8", "replace").split() if mark.exists() else []
 
 
 def _asked(settings: Settings) -> str:
@@ -368,19 +412,6 @@ def _acceleration(settings: Settings) -> tuple[dict[str, str], str]:
     arch = host.arch()
     slow = f"{why}: the VM is emulated, which is slow and no strong security boundary"
     return {f"QEMU_SYSTEM_{arch.upper()}": _EMULATED[arch]}, slow
-
-
-def _heal(found: Instance, say: Say) -> Instance | None:
-    """Get a broken or half-made instance back to Stopped; a half-made one is made anew."""
-    say(f"the VM {found.name} is {found.status}; cleaning up")
-    lima.stop(found.name, force=True)
-    again = lima.find(found.name)
-    if again is not None and again.status != "Stopped":
-        raise AgentVMError(
-            f"the VM {found.name} is {again.status}: {'; '.join(again.errors) or 'no reason'}",
-            f"see {again.dir}; `agent-vm destroy` removes it",
-        )
-    return again
 
 
 def _differences(settings: Settings, found: Instance | None) -> list[str]:

@@ -157,13 +157,13 @@ def creates(chosen: settings.Settings) -> tuple[object, ...]:
         lima.stop(name, force=True)
         lima.delete(name)
         began = time.perf_counter()
-        lima.create(name, yaml)
+        lima.create(name, yaml, print)
         plain = [host.limactl(), "start", "--tty=false", "--timeout=30m", name]
         env = {**lima.environment(), **slow}
         process.run(plain, env=env, cwd="/", user=host.service_user())
         floor = time.perf_counter() - began
     finally:
-        vm.destroy(alone)
+        vm.destroy(alone, print)
     return ("start after destroy", f"{taken:.0f}", f"{floor:.0f}", f"{taken / floor:.2f}")
 
 
@@ -215,7 +215,7 @@ def first_start(chosen: settings.Settings, *, in_turn: bool) -> dict[str, float]
         ):
             vm.start(alone, hear)
     finally:
-        vm.destroy(alone)
+        vm.destroy(alone, console.say)
         shutil.rmtree(folder, ignore_errors=True)
     image_seconds = marks["creating the VM " + alone.vm.name] - marks[BUILDING]
     return {"image": image_seconds, **taken, "stages": marks["end"] - marks["installing"]}

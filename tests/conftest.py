@@ -147,7 +147,20 @@ class Limactl:
         (self.folder / f"fail-{verb}").write_text(json.dumps([message, status]))
 
     def repair(self, verb: str) -> None:
-        (self.folder / f"fail-{verb}").unlink()
+        for trouble in ("fail", "script"):
+            (self.folder / f"{trouble}-{verb}").unlink(missing_ok=True)
+
+    def does(self, verb: str, script: str) -> None:
+        """From now on `limactl VERB` is this shell script; `repair` takes it back."""
+        (self.folder / f"script-{verb}").write_text(script)
+
+    @property
+    def lima(self) -> Path:
+        return self.folder / "lima"
+
+    def driver(self, name: str = VM) -> int:
+        """The process that is the running VM, as QEMU is: an sshd that leads a process group."""
+        return int((self.lima / name / "ha.pid").read_text())
 
     def instance(self, name: str = VM) -> dict[str, Any] | None:
         """What it keeps of an instance."""
@@ -276,14 +289,15 @@ def limactl(
     made = Limactl(folder, sshd)
     _install_limactl(made)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("LIMA_HOME", str(made.lima))
     monkeypatch.setattr(host, "service_user", lambda: None)  # one account is enough here
     monkeypatch.setattr(render, "GUEST_USER", USER)
     monkeypatch.setattr(lima, "POLL", 0.01)
     yield made
     ssh_guest.disconnect(VM)
-    for instance in (folder / "lima").glob("*/sshd.pid"):
+    for instance in made.lima.glob("*/ha.pid"):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(instance.read_text()), 15)
+            os.killpg(int(instance.read_text()), signal.SIGKILL)
     remove(folder)
 
 
@@ -373,6 +387,16 @@ def running_sshd(sshd: Sshd, host_key: Path) -> Iterator[int]:
 def answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def members(leader: int) -> set[int]:
+    """The processes of a group."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(entry.name)) == leader:
+                found.add(int(entry.name))
+    return found
 
 
 def wait_until(check: Any, what: str, seconds: float = 10) -> None:  # noqa: ANN401  any callable

@@ -133,7 +133,9 @@ def instance(base: Image, home: Path) -> Instance:
     (home / "instance").mkdir()
     (home / "instance" / "disk").write_text("disk")
     images = {"images": [{"location": base.location}]}
-    return Instance("agent-vm", "Running", home / "instance", 2, 2048, DISK, 0, "qemu", (), images)
+    return Instance(
+        "agent-vm", "Running", home / "instance", 2, 2048, DISK, 0, "qemu", config=images
+    )
 
 
 def answering(home: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from invoke.config import Config
 from invoke.context import Context
 
-from agent_vm_tasks import data, guest, render, state, workspaces
+from agent_vm_tasks import data, guest, process, render, state, workspaces
 from agent_vm_tasks.errors import AgentVMError
 from agent_vm_tasks.guest import UnreachableError
 from agent_vm_tasks.lima import Instance
@@ -111,6 +111,72 @@ def test_attach_follows_the_port_of_a_new_start(vm: Guest, monkeypatch: pytest.M
     guest.warm_up(VM)
 
 
+def test_a_connection_to_where_it_is_already_stays_open(
+    vm: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(render, "GUEST_USER", USER)
+    instance = Instance(VM, "Running", vm.sshd.folder / "lima" / VM, 1, 512, 4096, vm.port, "qemu")
+    keys = vm.sshd.folder / "lima" / "_config"
+    keys.mkdir(parents=True, exist_ok=True)
+    (keys / "user").write_bytes(vm.sshd.identity.read_bytes())
+    (keys / "user").chmod(0o600)
+    guest.attach(instance)
+    guest.warm_up(VM)
+    guest.attach(instance)
+    assert guest.connected(VM)
+
+
+def test_a_master_that_does_not_answer_is_none(vm: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest, "RESPONSE", 0.3)
+    guest.warm_up(VM)
+    said = subprocess.run(guest.ssh(VM, "-O", "check"), check=True, capture_output=True, text=True)
+    master = int(said.stderr.partition("pid=")[2].partition(")")[0])
+    os.kill(master, signal.SIGSTOP)
+    assert not guest.connected(VM)
+    guest.disconnect(VM)
+    guest.warm_up(VM)
+    assert guest.responds(VM)
+    os.kill(master, signal.SIGKILL)
+
+
+def test_another_host_key_is_said_to_be_that(vm: Guest) -> None:
+    guest.known_hosts(VM).write_text(f"{VM} {vm.sshd.public_key('other')}\n")
+    with pytest.raises(UnreachableError, match="is not that VM: its host key is another") as caught:
+        guest.warm_up(VM)
+    assert "\n" not in str(caught.value)
+
+
+# The guest's clock
+
+
+@pytest.fixture
+def asked(vm: Guest) -> Path:
+    """What the guest's sudo was asked to do, which does nothing: the clock is this machine's."""
+    sudo = vm.home / "bin" / "sudo"
+    sudo.parent.mkdir()
+    sudo.write_text('#!/bin/sh\necho "$*" >> "$HOME/asked"\nexit 1\n')
+    sudo.chmod(0o755)
+    return vm.home / "asked"
+
+
+def test_a_clock_that_is_right_is_left_alone(asked: Path) -> None:
+    guest.warm_up(VM)
+    guest.enter(VM, "true")
+    assert not asked.exists()
+
+
+@pytest.mark.parametrize("off", [-7200, 7200, 90])
+def test_a_clock_that_is_far_off_is_set_by_whoever_comes_in(
+    vm: Guest, asked: Path, monkeypatch: pytest.MonkeyPatch, off: int
+) -> None:
+    here = int(time.time()) + off
+    monkeypatch.setattr(time, "time", lambda: here)
+    for come_in in (guest.warm_up, guest.responds, lambda name: guest.enter(name, "exit 5") == 5):
+        asked.unlink(missing_ok=True)
+        assert come_in(VM) in {None, True}
+        assert asked.read_text() == f"-n date --set=@{here}\n"
+
+
 def test_no_vm_on_the_port_is_one_line(vm: Guest) -> None:
     guest.config(VM).write_text(ssh_config(vm.sshd, free_port()))
     began = time.monotonic()
@@ -178,6 +244,17 @@ def test_a_command_without_a_terminal_gets_none(
 ) -> None:
     assert guest.enter(VM, "tty; echo to stderr >&2") == 0
     assert capfd.readouterr() == ("not a tty\n", "to stderr\n")
+
+
+def test_a_command_that_takes_long_is_not_disturbed(
+    vm: Guest, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "WATCH", 0.1)
+    for warm in (False, True):
+        if warm:
+            guest.warm_up(VM)
+        assert guest.enter(VM, "sleep 1; echo end; exit 7") == 7
+        assert capfd.readouterr() == ("end\n", "")
 
 
 def test_input_reaches_a_command(vm: Guest) -> None:

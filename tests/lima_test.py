@@ -139,7 +139,7 @@ def test_a_missing_limactl_says_what_to_run(monkeypatch: pytest.MonkeyPatch, hom
 
 def test_create_hands_over_the_yaml_and_boots_nothing(program: Program) -> None:
     folder = program('cat > "$HOME/yaml"')
-    lima.create(NAME, "plain: true\n")
+    lima.create(NAME, "plain: true\n", print)
     assert calls(folder) == ["limactl create --name=agent-vm --tty=false -"]
     assert (folder.parent / "yaml").read_text() == "plain: true\n"
 
@@ -158,7 +158,7 @@ def test_create_hands_over_the_yaml_and_boots_nothing(program: Program) -> None:
 def test_a_failing_create_tells_why(limactl: Limactl, message: str, error: str) -> None:
     limactl.fail("create", message)
     with pytest.raises(AgentVMError) as caught:
-        lima.create(NAME, "")
+        lima.create(NAME, "", print)
     assert str(caught.value) == error
 
 

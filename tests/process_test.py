@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from agent_vm_tasks import process
 from agent_vm_tasks.errors import AgentVMError
 
+from .conftest import wait_until
+
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
 
 
@@ -254,3 +256,42 @@ def test_interactive_restores_ctrl_c() -> None:
 def test_interactive_with_a_missing_program() -> None:
     with pytest.raises(AgentVMError, match="no-such-program is not installed"):
         process.interactive(["no-such-program"])
+
+
+RUN = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from agent_vm_tasks import process\n"
+    "sleep = ['sh', '-c', 'echo $$ > $0; exec sleep 60', sys.argv[2]]\n"
+    "{}\n"
+)
+
+
+@pytest.mark.parametrize("call", ["process.run(sleep, mortal=True)", "process.interactive(sleep)"])
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can do that")
+def test_a_child_that_may_not_go_on_alone_dies_with_us(tmp_path: Path, call: str) -> None:
+    note, root = tmp_path / "pid", str(Path(__file__).parent.parent)
+    with subprocess.Popen(python(RUN.format(call), root, str(note))) as parent:
+        wait_until(lambda: note.exists() and note.read_text(), "the child does not start")
+        parent.kill()
+    assert gone(int(note.read_text()))
+
+
+def test_a_process_that_a_signal_stopped_is_known() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert not process.is_stopped(child.pid)
+        os.kill(child.pid, signal.SIGSTOP)
+        wait_until(lambda: process.is_stopped(child.pid), "it is not seen")
+        os.kill(child.pid, signal.SIGCONT)
+        wait_until(lambda: not process.is_stopped(child.pid), "it is not seen")
+        child.kill()
+    assert not process.is_stopped(child.pid)
+    assert not process.is_stopped(0)
+
+
+def test_interactive_looks_once_and_only_when_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process, "WATCH", 0.2)
+    looks: list[str] = []
+    assert process.interactive(["true"], lambda: looks.append("early")) == 0
+    assert process.interactive(["sleep", "0.9"], lambda: looks.append("late")) == 0
+    assert looks == ["late"]

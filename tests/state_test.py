@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -88,11 +89,51 @@ def test_the_lock_makes_another_command_wait_and_names_it(
     waiter = threading.Thread(target=enter)
     waiter.start()
     wait_until(lambda: said, "nothing was said")
-    assert said == [f"waiting for another agent-vm command (process {holder.pid})"]
+    owner = rf"process {holder.pid}, -c, since 2\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d"
+    assert re.fullmatch(rf"waiting for another agent-vm command \({owner}\)", said[0])
     assert not entered.is_set()
     os.kill(holder.pid, signal.SIGKILL)
     assert entered.wait(5)
     waiter.join()
+
+
+def test_a_wait_is_told_again_while_it_lasts_and_never_ends_by_itself(
+    holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "STILL", 0.2)
+    monkeypatch.setattr(state, "POLL", 0.01)
+    said: list[str] = []
+
+    def enough(line: str) -> None:
+        said.append(line)
+        if len(said) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), state.lock(VM, enough):
+        raise AssertionError
+    assert all(f"(process {holder.pid}, " in line for line in said)
+    assert said[0].endswith(")")
+    assert all(line.endswith(" s so far") for line in said[1:])
+    assert holder.poll() is None
+
+
+def test_who_holds_the_lock_is_known_without_waiting(holder: subprocess.Popen[str]) -> None:
+    assert state.owner(VM).startswith(f"process {holder.pid}, -c, since ")
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    assert state.owner(VM) == ""
+    with state.lock(VM, print):
+        assert state.owner(VM).startswith(f"process {os.getpid()}, ")
+
+
+def test_the_words_of_a_command_line_are_not_written_into_the_lock(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/x/agent-vm", "connect", "--command", "canary"])
+    with state.lock(VM, print):
+        text = (state.folder(VM) / "lock").read_text()
+    assert ", agent-vm connect, since " in text
+    assert "canary" not in text
 
 
 def test_a_free_lock_says_nothing(home: Path) -> None:
@@ -122,6 +163,7 @@ def test_the_connections_socket_can_be_bound(
 def test_a_folder_of_somebody_else_is_no_place_for_the_socket(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (home / ("deep" * 30)).mkdir()
     monkeypatch.setenv("HOME", str(home / ("deep" * 30)))
     monkeypatch.setattr("tempfile.tempdir", str(home))
     private = home / f"agent-vm-{os.getuid()}"

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +29,12 @@ from agent_vm_tasks import guest as ssh_guest
 from agent_vm_tasks.errors import AgentVMError
 from agent_vm_tasks.settings import Mount, Provision, Settings, Vm, with_vm
 
-from .conftest import VM, WORKS, a_host, commit, git
+from .conftest import VM, WORKS, a_host, answers, commit, git, members, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from agent_vm_tasks.console import Say
     from agent_vm_tasks.stages import Stage
 
     from .conftest import Guest, Limactl
@@ -58,6 +64,10 @@ def started(settings: Settings) -> list[str]:
     said: list[str] = []
     vm.start(settings, said.append)
     return said
+
+
+def destroyed(settings: Settings) -> bool:
+    return vm.destroy(settings, lambda _: None)
 
 
 def test_a_start_creates_boots_and_connects(limactl: Limactl, settings: Settings) -> None:
@@ -162,8 +172,8 @@ def test_what_is_refused_is_deleted_and_never_boots(
 ) -> None:
     real = lima.create
 
-    def create(name: str, text: str) -> None:
-        real(name, text)
+    def create(name: str, text: str, say: Say) -> None:
+        real(name, text, say)
         limactl.change(config={**yaml.safe_load(text), "mounts": [{"location": "~"}]})
 
     monkeypatch.setattr(lima, "create", create)
@@ -224,6 +234,111 @@ def test_a_broken_vm_is_healed_without_being_made_anew(
     assert vm.ready(VM)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut the time that a VM has to answer to what a test can wait for."""
+    monkeypatch.setattr(ssh_guest, "GREETING", 0.3)
+    monkeypatch.setattr(process, "WATCH", 0.3)
+    monkeypatch.setattr(vm, "PAUSE", 0.1)
+
+
+@pytest.fixture
+def silent(limactl: Limactl, settings: Settings) -> Iterator[int]:
+    """A VM that lost its connection and takes new ones without a word; its port."""
+    started(settings)
+    port = ssh_guest.port(VM)
+    os.killpg(limactl.driver(), signal.SIGKILL)
+    wait_until(lambda: not answers(port), "the port stays taken")
+    with subprocess.Popen(["sleep", "100"], start_new_session=True) as qemu:
+        (limactl.lima / VM / "ha.pid").write_text(str(qemu.pid))
+        with socket.create_server(("127.0.0.1", port)):
+            yield port
+        qemu.kill()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_vm_that_another_command_left_booting_is_waited_for(
+    limactl: Limactl, settings: Settings
+) -> None:
+    started(settings)
+    before = limactl.calls()
+    os.killpg(limactl.driver(), signal.SIGKILL)
+    sshd = limactl.sshd.argv(limactl.lima / VM / "host_key", ssh_guest.port(VM))
+    late = ["sh", "-c", 'sleep 1; exec "$@" 2> /dev/null', "sh", *sshd]
+    with subprocess.Popen(late, start_new_session=True) as qemu:
+        (limactl.lima / VM / "ha.pid").write_text(str(qemu.pid))
+        said = started(settings)
+        assert any("runs, but does not answer yet" in line for line in said)
+        assert vm.ready(VM)
+        assert limactl.calls() == before
+        os.killpg(qemu.pid, signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_vm_that_has_long_been_silent_is_told_at_once(
+    limactl: Limactl, settings: Settings, silent: int
+) -> None:
+    pid_file = limactl.lima / VM / "ha.pid"
+    os.utime(pid_file, (time.time() - vm.BOOT_LIMIT - 1, time.time() - vm.BOOT_LIMIT - 1))
+    with pytest.raises(AgentVMError, match=r"does not answer: .*; `agent-vm doctor --fix`"):
+        started(settings)
+    assert [call[0] for call in limactl.calls()] == ["create", "start"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_panic_is_answered_by_a_new_start_and_a_stop_by_force(
+    limactl: Limactl, settings: Settings, silent: int
+) -> None:
+    (limactl.lima / VM / "serial.log").write_text("Kernel panic - not syncing\n")
+    said = started(settings)
+    assert said[0] == "the kernel of the VM agent-vm panicked; starting it anew"
+    assert limactl.calls() == [CREATE, START, FORCE_STOP, START]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("panicked", [True, False])
+def test_a_silent_vm_is_stopped_by_force_only_when_nothing_can_be_lost(
+    limactl: Limactl, settings: Settings, silent: int, panicked: bool
+) -> None:
+    if panicked:
+        (limactl.lima / VM / "serial.log").write_text("Kernel panic - not syncing\n")
+    said: list[str] = []
+    assert vm.stop(settings, said.append)
+    assert said == ["stopping the VM agent-vm; one that does not answer takes up to 3 minutes"]
+    assert ("--force" in limactl.calls()[-1]) is panicked
+
+
+def test_a_connection_whose_other_end_is_gone_is_opened_anew(
+    limactl: Limactl, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh_guest, "RESPONSE", 0.5)
+    started(settings)
+    before = login()
+    driver = limactl.driver()
+    for pid in members(driver) - {driver}:
+        os.kill(pid, signal.SIGSTOP)
+    assert started(settings) == []
+    assert login() != before
+
+
+@pytest.mark.parametrize("other", ["key", "none"])
+def test_only_the_instance_with_the_pinned_key_is_ours(
+    limactl: Limactl, settings: Settings, other: str
+) -> None:
+    started(settings)
+    vm.stop(settings, print)
+    found = limactl.instance()
+    assert found
+    key = (limactl.sshd.folder / "other").read_text()
+    provision = [{"script": key}] if other == "key" else []
+    limactl.change(config={**found["config"], "provision": provision})
+    before = limactl.calls()
+    for act in (started, vm.status, destroyed):
+        with pytest.raises(AgentVMError, match="agent-vm did not make for this user"):
+            act(settings)
+    assert limactl.calls() == before
+
+
 def test_a_vm_that_stays_broken_is_kept_and_its_troubles_told(
     limactl: Limactl, settings: Settings
 ) -> None:
@@ -243,7 +358,7 @@ def test_somebody_elses_instance_of_that_name_is_left_alone(
 ) -> None:
     theirs: dict[str, Any] = {"status": "Running", "cpus": 1, "config": {}}
     limactl.change(**theirs)
-    for act in (started, vm.status, lambda s: vm.stop(s, print), vm.destroy, vm.contents):
+    for act in (started, vm.status, lambda s: vm.stop(s, print), destroyed, vm.contents):
         with pytest.raises(AgentVMError, match="agent-vm did not make for this user"):
             act(settings)
     assert limactl.calls() == []
@@ -292,7 +407,7 @@ def test_only_a_vm_that_nobody_can_have_worked_in_has_its_disk_kept(
     vm.stop(wanted, lambda _: None)
     started(wanted)
     assert kept == ["disk"]
-    vm.destroy(wanted)
+    destroyed(wanted)
     started(wanted)
     assert kept == ["disk", "disk"]
 
@@ -481,12 +596,12 @@ def test_destroy_removes_the_vm_and_what_is_kept_of_it(
     limactl: Limactl, settings: Settings
 ) -> None:
     started(settings)
-    assert vm.destroy(settings) is True
+    assert destroyed(settings) is True
     assert limactl.instance() is None
     assert limactl.calls()[-2:] == [FORCE_STOP, DELETE]
     left = {path.name for path in state.folder(VM).iterdir()}
     assert not left & {"ready", "ssh.config", "known_hosts", "ssh.sock"}
-    assert vm.destroy(settings) is False
+    assert destroyed(settings) is False
 
 
 def test_a_vm_that_is_still_there_is_not_said_to_be_destroyed(
@@ -495,9 +610,9 @@ def test_a_vm_that_is_still_there_is_not_said_to_be_destroyed(
     started(settings)
     limactl.fail("delete", "instance is protected")
     with pytest.raises(AgentVMError, match="could not delete agent-vm: instance is protected"):
-        vm.destroy(settings)
+        destroyed(settings)
     limactl.repair("delete")
-    assert vm.destroy(settings) is True
+    assert destroyed(settings) is True
 
 
 def test_a_destroyed_vm_can_be_made_again_with_a_new_host_key(
@@ -505,7 +620,7 @@ def test_a_destroyed_vm_can_be_made_again_with_a_new_host_key(
 ) -> None:
     started(settings)
     before = ssh_guest.known_hosts(VM).read_text()
-    vm.destroy(settings)
+    destroyed(settings)
     started(settings)
     assert ssh_guest.known_hosts(VM).read_text() != before
     assert vm.ready(VM)

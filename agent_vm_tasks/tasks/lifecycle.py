@@ -92,7 +92,7 @@ def destroy(_context: Context, force: bool = False) -> None:
         warn(f"workspaces were not looked at and no copy is kept of them: {trouble}")
     kept = undo.keep(name, rows, weights, chosen.workspace.keep_days, say)
     back = "; `agent-vm undo` lists what can be brought back" if kept else ""
-    print(f"The VM is destroyed{back}." if vm.destroy(chosen) else "No VM exists.")
+    print(f"The VM is destroyed{back}." if vm.destroy(chosen, say) else "No VM exists.")
 
 
 @task

@@ -18,6 +18,9 @@ from ._edge import guarded
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from agent_vm_tasks.host import Check
+    from agent_vm_tasks.settings import Settings
+
 
 @task
 @guarded
@@ -36,34 +39,60 @@ def setup(_context: Context) -> None:
     print("the host is ready")
 
 
-@task(help={"json": "print one JSON object: {ok, checks}", "fix": "run setup first"})
+@task(help={"json": "print one JSON object: {ok, checks}", "fix": "put right what can be"})
 @guarded
 def doctor(_context: Context, json: bool = False, fix: bool = False) -> None:
-    """Check what the host must have and say what to do; exit status 1 when no VM can run.
+    """Check this machine and the VM and say what to do; exit status 1 when one does not work.
 
-    Example: agent-vm doctor --json
+    Example: agent-vm doctor --fix
     """
-    from agent_vm_tasks import install
-
-    found = install.setup(configuration.load().packages, console.say) if fix else host.checks()
+    chosen = configuration.load()
+    host_found, vm_found = _repaired(chosen) if fix else _looked(chosen)
+    found = [*host_found, *vm_found]
     if json:
         usable = not _missing(found)
         print(dumps({"ok": usable, "checks": [asdict(check) for check in found]}, indent=2))
     else:
         print(console.printable("\n".join(_told(check) for check in found)))
-    _fail_if_unusable(found)
+    _fail_if_unusable(host_found)
+    if faults := _missing(vm_found):
+        raise AgentVMError(f"the VM does not work: {', '.join(faults)}", "do what is said above")
 
 
-def _told(check: host.Check) -> str:
+def _looked(chosen: Settings) -> tuple[list[Check], list[Check]]:
+    """Look at the host and at the VM, at the same time: either may take seconds."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from agent_vm_tasks import doctor as faults
+
+    with ThreadPoolExecutor() as side_by_side:
+        host_found = side_by_side.submit(host.checks)
+        vm_found = faults.checks(chosen)
+        return host_found.result(), vm_found
+
+
+def _repaired(chosen: Settings) -> tuple[list[Check], list[Check]]:
+    from agent_vm_tasks import doctor as faults
+    from agent_vm_tasks import install
+
+    try:
+        host_found = install.setup(chosen.packages, console.say)
+    except AgentVMError as error:  # the VM may be helped all the same
+        console.warn(str(error))
+        host_found = host.checks()
+    return host_found, faults.repair(chosen, console.say)
+
+
+def _told(check: Check) -> str:
     word = "ok" if check.ok else "PROBLEM" if check.required else "warning"
     line = f"{word:8} {check.name:14} {check.detail}"
     return line if check.ok else f"{line}\n{'':23} {check.fix}"
 
 
-def _missing(found: Sequence[host.Check]) -> list[str]:
+def _missing(found: Sequence[Check]) -> list[str]:
     return [check.name for check in found if check.required and not check.ok]
 
 
-def _fail_if_unusable(found: Sequence[host.Check]) -> None:
+def _fail_if_unusable(found: Sequence[Check]) -> None:
     if missing := _missing(found):
         raise AgentVMError(f"no VM can run yet: {', '.join(missing)}", "do what is said above")

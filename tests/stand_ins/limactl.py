@@ -28,6 +28,9 @@ def main(argv: list[str]) -> None:
     if trouble.exists():
         message, status = json.loads(trouble.read_text())
         fatal(message, status)
+    odd = FOLDER / f"script-{verb}"
+    if odd.exists():
+        os.execv("/bin/sh", ["sh", str(odd)])  # noqa: S606  it is a shell
     if verb == "--version":
         print("limactl version 2.2.0")
         return
@@ -37,19 +40,26 @@ def main(argv: list[str]) -> None:
 
 
 def show(name: str) -> None:
-    if not path(name).exists():
+    if not path(name).parent.exists():
         print('time="now" level=warning msg="No instance matching ' + name + '"', file=sys.stderr)
         sys.exit(1)
-    print(json.dumps({"dir": str(path(name).parent), **load(name)}))
+    if not path(name).exists():
+        fatal(f"unable to load instance {name}: open lima.yaml: no such file or directory")
+    entry = load(name)
+    if entry["status"] == "Running" and (pid := driver(name)):
+        alive = Path(f"/proc/{pid}").exists()
+        entry |= {"status": "Running" if alive else "Stopped", "driverPID": pid if alive else 0}
+    print(json.dumps({"dir": str(path(name).parent), **entry}))
 
 
 def create(name: str) -> None:
     import yaml
 
-    if path(name).exists():
-        fatal(f'instance "{name}" already exists')
     config = yaml.safe_load(sys.stdin)
-    path(name).parent.mkdir(parents=True)
+    try:
+        path(name).parent.mkdir(parents=True)
+    except FileExistsError:
+        fatal(f'instance "{name}" already exists')
     (path(name).parent / "lima.yaml").write_text(yaml.safe_dump(config))
     save(name, name=name, status="Stopped", cpus=config["cpus"], memory=size(config["memory"]),
          disk=size(config["disk"]), vmType="qemu", sshLocalPort=0, config=config)  # fmt: skip
@@ -60,6 +70,12 @@ def start(name: str) -> None:
     import subprocess
 
     entry = load(name)
+    disk = path(name).parent / "disk"
+    if disk.exists() and not disk.read_text():  # the copy was cut off, and nobody noticed
+        fatal("the guest finds no root file system")
+    disk.touch()
+    disk.write_text("whole")
+    (path(name).parent / "cidata.iso").touch()
     boot = "\n".join(step["script"] for step in entry["config"]["provision"])
     found = re.search(r"-----BEGIN.*?KEY-----\n.*?-----END[^\n]*-----\n", boot, re.DOTALL)
     key = path(name).parent / "host_key"
@@ -71,20 +87,26 @@ def start(name: str) -> None:
         child = subprocess.Popen(
             [words.get(word, word) for word in SSHD], stderr=log, start_new_session=True
         )
-    (path(name).parent / "sshd.pid").write_text(str(child.pid))
+    (path(name).parent / "ha.pid").write_text(str(child.pid))
     wait(port)
     save(name, **{**entry, "status": "Running", "sshLocalPort": port})
 
 
 def stop(name: str) -> None:
-    pid = path(name).parent / "sshd.pid"
-    if pid.exists():
-        os.kill(int(pid.read_text()), 15)
-        pid.unlink()
+    import contextlib
+    import signal
+
+    if pid := driver(name):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # with the connections, as they end with a VM
+    (path(name).parent / "ha.pid").unlink(missing_ok=True)
     save(name, **{**load(name), "status": "Stopped", "sshLocalPort": 0})
 
 
 def delete(name: str) -> None:
+    if not path(name).exists():
+        return  # Lima ignores what has no configuration
+    stop(name)
     for file in path(name).parent.iterdir():
         file.unlink()
     path(name).parent.rmdir()
@@ -92,6 +114,12 @@ def delete(name: str) -> None:
 
 def path(name: str) -> Path:
     return FOLDER / "lima" / name / "instance.json"
+
+
+def driver(name: str) -> int:
+    """The process that is the running VM."""
+    pid = path(name).parent / "ha.pid"
+    return int(pid.read_text()) if pid.exists() else 0
 
 
 def load(name: str) -> dict[str, Any]:
@@ -102,7 +130,9 @@ def load(name: str) -> dict[str, Any]:
 
 
 def save(instance: str, **entry: object) -> None:
-    path(instance).write_text(json.dumps(entry))
+    new = path(instance).with_suffix(".new")
+    new.write_text(json.dumps(entry))
+    new.replace(path(instance))
 
 
 def size(text: str) -> int:
