@@ -152,8 +152,8 @@ def receive(name: str, file: str, *args: str, into: IO[bytes], largest: int) -> 
     Raises UnreachableError when ssh fails, and AgentVMError with the script's last words, or beyond
     `largest` bytes.
     """
-    remote = shlex.join(["bash", "-s", "--", *args])
-    _successful(process.save([*ssh(name), remote], data.script(file), into, largest))
+    argv = [*ssh(name), shlex.join(["bash", "-s", "--", *args])]
+    _successful(process.save(argv, data.script(file), into, largest, watch(name)))
 
 
 def unpack(name: str, folder: str, archive: bytes) -> None:
