@@ -19,6 +19,11 @@ def printable(text: str) -> str:
     return "".join(_escape(char) for char in text)
 
 
+def one_line(text: str) -> str:
+    """Like `printable`, and no part of it can look like a line of ours."""
+    return printable(text).replace("\n", r"\n").replace("\t", r"\t")
+
+
 def _escape(char: str) -> str:
     if char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}:
         return char
@@ -27,11 +32,11 @@ def _escape(char: str) -> str:
 
 def say(line: str) -> None:
     """Tell progress; on stderr, so that stdout carries only what was asked for."""
-    print(printable(line), file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def warn(line: str) -> None:
-    print(printable(f"warning: {line}"), file=sys.stderr, flush=True)
+    print(one_line(f"warning: {line}"), file=sys.stderr, flush=True)
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
@@ -43,5 +48,4 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
 
 
 def _cell(value: object) -> str:
-    text = "?" if value is None else printable(str(value))
-    return text.replace("\n", r"\n").replace("\t", r"\t")
+    return "?" if value is None else one_line(str(value))
