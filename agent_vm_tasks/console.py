@@ -20,6 +20,11 @@ def printable(text: str) -> str:
     return "".join(_escape(char) for char in text)
 
 
+def one_line(text: str) -> str:
+    """Like `printable`, and no part of it can look like a line of ours."""
+    return printable(text).replace("\n", r"\n").replace("\t", r"\t")
+
+
 def _escape(char: str) -> str:
     if char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}:
         return char
@@ -31,7 +36,7 @@ def say(line: str) -> None:
 
     On a terminal the next line takes the place of one that ends in a carriage return.
     """
-    text, passing = printable(line.removesuffix("\r")), line.endswith("\r")
+    text, passing = one_line(line.removesuffix("\r")), line.endswith("\r")
     if passing and sys.stderr.isatty():
         room = shutil.get_terminal_size().columns - 1
         print(f"{text[:room]}\x1b[K", end="\r", file=sys.stderr, flush=True)
@@ -40,7 +45,7 @@ def say(line: str) -> None:
 
 
 def warn(line: str) -> None:
-    print(printable(f"warning: {line}"), file=sys.stderr, flush=True)
+    print(one_line(f"warning: {line}"), file=sys.stderr, flush=True)
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
@@ -52,5 +57,4 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
 
 
 def _cell(value: object) -> str:
-    text = "?" if value is None else printable(str(value))
-    return text.replace("\n", r"\n").replace("\t", r"\t")
+    return "?" if value is None else one_line(str(value))

@@ -11,8 +11,8 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import guest, process
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _SAFE = {
     "core.fsmonitor": "false",
     "core.hooksPath": "/dev/null",
+    "fetch.fsckObjects": "true",
     "fetch.uriProtocols": "",
     "gc.auto": "0",
     "maintenance.auto": "false",
@@ -41,10 +42,18 @@ _SAFE = {
     "transfer.fsckObjects": "true",
 }
 
+_CALM = (
+    "--no-optional-locks", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false",
+    "-c", "submodule.recurse=false",
+)  # fmt: skip
 _QUIET = {"GIT_LFS_SKIP_SMUDGE": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 
 LARGEST_PACK = 4 * 2**30
 """Bytes that the guest may send in one fetch: a pack can be made to fill any disk."""
+LARGEST_MEMORY = 2 * 2**30
+"""Bytes of memory for what reads it: 30 kB of a pack can ask for 64 GiB."""
+MOST_SAID = 16 * 2**20
+"""Bytes of what git and the guest may say during a transfer."""
 
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode's categories of characters that act instead of being seen."""
@@ -58,14 +67,18 @@ _STEERING = (
 )  # fmt: skip
 
 
-def run(repository: Path, *args: str, check: bool = True, stdin: str = "") -> process.Result:
-    """Git as the user has it set up, for what happens in their own repository; no hooks.
+def run(
+    repository: Path, *args: str, check: bool = True, stdin: str = "", most: int = process.MOST
+) -> process.Result:
+    """Git as the user has it set up, for what happens in their own repository.
 
-    Nor a download by git-lfs: in commits from the guest, .lfsconfig names the server.
+    But no hooks and no fsmonitor: they may be files of the tree, which a fetch writes. Nor a
+    download by git-lfs: in commits from the guest, .lfsconfig names the server. Questions change
+    nothing, not even the index.
     """
     env = {key: value for key, value in os.environ.items() if key not in _STEERING}
-    argv = ["git", "-C", str(repository), "-c", "core.hooksPath=/dev/null", *args]
-    return process.run(argv, env={**env, **_QUIET}, check=check, stdin=stdin)
+    argv = ["git", "-C", str(repository), *_CALM, *args]
+    return process.run(argv, env={**env, **_QUIET}, check=check, stdin=stdin, most=most)
 
 
 def output(repository: Path, *args: str) -> str:
@@ -78,6 +91,8 @@ def transfer(
     """Hardened git that talks to the VM `name`; the result's status is the caller's to judge.
 
     Where it takes long, `say` gets its progress (of push and fetch with --progress).
+    What it takes in is limited in size, on disk and in memory. Raises UnreachableError when the VM
+    falls silent, and AgentVMError when it says too much.
     """
     options = [part for key, value in _SAFE.items() for part in ("-c", f"{key}={value}")]
     # The longest prefix counts: this leaves ours as they are, whatever the repository's own say.
@@ -86,14 +101,23 @@ def transfer(
                 for part in ("-c", f"url.{ours}.{key}={ours}")]  # fmt: skip
     # Ownership was checked by the user's own git before; their safe.directory is out of sight here.
     options += ["-c", f"safe.directory={repository}"]
-    limit = ["prlimit", f"--fsize={LARGEST_PACK}"] if shutil.which("prlimit") else []
-    argv = [*limit, "git", "-C", str(repository), *options, *args]
+    receiving = "fetch" in args
+    limits = ["prlimit", f"--fsize={LARGEST_PACK}", f"--data={LARGEST_MEMORY}"]
+    limited = limits if receiving and shutil.which("prlimit") else []
+    argv = [*limited, "git", "-C", str(repository), *options, *args]
     began = time.time()
-    with _progress(say) as hear:
-        watch = guest.watch(name, hear)
-        result = process.run(argv, env=_environment(name), check=False, watch=watch)
-    if _cut_off(result):
+    try:
+        with _progress(say) as hear:
+            result = process.run(
+                argv, env=_environment(name), check=False, watch=guest.watch(name, hear),
+                most=MOST_SAID,
+            )  # fmt: skip
+    except BaseException:
         _tidy(repository, began)
+        raise
+    if not result.ok and receiving and _tidy(repository, began) >= LARGEST_PACK:
+        said = f"fatal: the VM sent more than {LARGEST_PACK >> 30} GiB, which is refused"
+        return replace(result, stderr=said)
     return result
 
 
@@ -115,16 +139,15 @@ def _progress(say: Say) -> Iterator[Callable[[str], None]]:
             say("\r")
 
 
-def _cut_off(result: process.Result) -> bool:
-    return f"died of signal {signal.SIGXFSZ:d}" in result.stderr
-
-
-def _tidy(repository: Path, since: float) -> None:
-    """Remove the pack that was cut off; git would keep it for two weeks."""
+def _tidy(repository: Path, since: float) -> int:
+    """Remove a pack that was cut off or refused, which git would keep for two weeks; its size."""
     folder = repository / output(repository, "rev-parse", "--git-path", "objects/pack")
+    size = 0
     for file in folder.glob("tmp_*"):
-        if file.stat().st_mtime >= since:
+        if (found := file.stat()).st_mtime >= since:
+            size = max(size, found.st_size)
             file.unlink()
+    return size
 
 
 def check_branch(branch: str) -> None:
@@ -163,9 +186,12 @@ def _environment(name: str) -> dict[str, str]:
 
 
 def explain(result: process.Result, doing: str) -> AgentVMError:
-    if _cut_off(result):
-        limit = f"{LARGEST_PACK >> 30} GiB"
-        return AgentVMError(f"{doing} failed: the VM sent more than {limit}, which is refused")
+    return AgentVMError(f"{doing} failed: {reason(result)}")
+
+
+def reason(result: process.Result) -> str:
+    """Why git failed, in one line of limited length: the guest may have written it."""
     lines = [line for line in (result.stderr or result.stdout).splitlines() if line.strip()]
     said = next(filter(re.compile("(remote: )?(fatal|error):").match, lines), result.reason)
-    return AgentVMError(f"{doing} failed: {said}")
+    files = ", ".join(line.strip() for line in lines if line.startswith("\t"))
+    return f"{said} {files}".strip()[: process.LONGEST_REASON]

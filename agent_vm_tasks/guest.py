@@ -123,12 +123,15 @@ def silence(name: str) -> UnreachableError:
 def watch(name: str, hear: Callable[[str], None] = lambda _said: None) -> Callable[[str], None]:
     """What to look at while something in the guest takes long; raises UnreachableError.
 
-    `hear` gets what the program has said on stderr.
+    `hear` gets what the program has said on stderr; while that grows, the guest lives.
     """
+    heard = ""
 
     def look(said: str) -> None:
-        if not answers(name) and not answers(name):  # busy ones may miss one
+        nonlocal heard
+        if said == heard and not answers(name) and not answers(name):  # busy ones may miss one
             raise silence(name)
+        heard = said
         hear(said)
 
     return look
@@ -206,8 +209,8 @@ def receive(name: str, file: str, *args: str, into: IO[bytes], largest: int) -> 
     Raises UnreachableError when ssh fails, and AgentVMError with the script's last words, or beyond
     `largest` bytes.
     """
-    remote = shlex.join(["bash", "-s", "--", *args])
-    _successful(process.save([*ssh(name), remote], data.script(file), into, largest))
+    argv = [*ssh(name), shlex.join(["bash", "-s", "--", *args])]
+    _successful(process.save(argv, data.script(file), into, largest, watch(name)))
 
 
 def unpack(name: str, folder: str, archive: bytes) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import select
+import selectors
 import shlex
 import shutil
 import signal
@@ -27,6 +30,9 @@ GRACE = 5.0
 """Seconds a program gets between being asked to end and being ended."""
 WATCH = 2.0
 """Seconds between two looks at what a program that takes long depends on."""
+MOST = 256 * 2**20
+"""Bytes that a program may print: what it says is kept in memory, and may come from the guest."""
+LONGEST_REASON = 500
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Result:
     def reason(self) -> str:
         """The last line the program said: what usually names the trouble."""
         lines = (self.stderr.strip() or self.stdout.strip()).splitlines()
-        return lines[-1].strip() if lines else f"exit status {self.status}"
+        return lines[-1].strip()[:LONGEST_REASON] if lines else f"exit status {self.status}"
 
 
 class ProcessError(AgentVMError):
@@ -66,47 +72,84 @@ def run(
     user: str | None = None,
     watch: Callable[[str], None] | None = None,
     mortal: bool = False,
+    most: int = MOST,
 ) -> Result:
     """Run `argv` to its end, capturing what it says.
 
     `env` is the whole environment; `timeout` is in seconds; `user` (root only) runs it as that
     account; `watch` is called every few seconds with what it has said on stderr, and ends it by
     raising; a `mortal` one ends when this process is killed. Raises ProcessError on a non-zero
-    status unless `check` is false, and AgentVMError when the program is missing or takes too long;
-    then its whole process group is gone.
+    status unless `check` is false, and AgentVMError when the program is missing, takes too long or
+    prints more than `most` bytes; then its whole process group is gone.
     """
     text = stdin.encode() if isinstance(stdin, str) else stdin if isinstance(stdin, bytes) else None
     source = subprocess.PIPE if isinstance(stdin, str | bytes) else stdin
     child = popen(argv, env=env, cwd=cwd, user=user, stdin=source, mortal=mortal)
     try:
-        out, err = _communicate(child, text, timeout, watch)
+        out, err = _communicate(child, memoryview(text or b""), timeout, watch, most)
     except subprocess.TimeoutExpired:
         kill(child)
         raise AgentVMError(f"{argv[0]} gave no answer within {timeout:g} s") from None
+    except OverflowError:
+        kill(child)
+        raise AgentVMError(f"{argv[0]} was ended: it printed more than {most >> 20} MiB") from None
     except BaseException:
         kill(child)
         raise
-    result = Result(tuple(argv), child.returncode, _text(out or b""), _text(err))
+    result = Result(tuple(argv), child.returncode, _text(out), _text(err))
     if check and not result.ok:
         raise ProcessError(result)
     return result
 
 
 def _communicate(
-    child: subprocess.Popen[bytes], given: bytes | None, timeout: float | None,
-    watch: Callable[[str], None] | None,
+    child: subprocess.Popen[bytes], given: memoryview, timeout: float | None,
+    watch: Callable[[str], None] | None, most: int,
 ) -> tuple[bytes, bytes]:  # fmt: skip
-    end = None if timeout is None else time.monotonic() + timeout
-    while True:
-        left = None if end is None else max(0.0, end - time.monotonic())
-        look = left is None or left > WATCH
-        try:
-            return child.communicate(given, WATCH if watch and look else left)
-        except subprocess.TimeoutExpired as late:
-            if not watch or not look:
-                raise
-            watch(_text(late.stderr or b""))
-            given = None  # it goes on with what is left of it
+    """Popen.communicate() with a watch, and a limit to what is taken in."""
+    end = math.inf if timeout is None else time.monotonic() + timeout
+    out, err, looked = bytearray(), bytearray(), time.monotonic()
+    with selectors.DefaultSelector() as ends:
+        ends.register(_the(child.stdout), selectors.EVENT_READ, out)
+        ends.register(_the(child.stderr), selectors.EVENT_READ, err)
+        if child.stdin:
+            ends.register(child.stdin, selectors.EVENT_WRITE)
+        while ends.get_map():
+            ready = ends.select(max(0.0, min(WATCH, end - time.monotonic())))
+            if time.monotonic() >= end:
+                raise subprocess.TimeoutExpired(child.args, timeout or 0)
+            if watch and time.monotonic() - looked >= WATCH:
+                watch(_text(bytes(err)))
+                looked = time.monotonic()
+            for key, _ in ready:
+                if key.data is None:
+                    given = _give(ends, _the(child.stdin), given)
+                else:
+                    _take(ends, key)
+            if max(len(out), len(err)) > most:
+                raise OverflowError
+    child.wait(None if timeout is None else max(0.0, end - time.monotonic()))
+    close(child)
+    return bytes(out), bytes(err)
+
+
+def _take(ends: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
+    if chunk := os.read(key.fd, 2**16):
+        key.data.extend(chunk)
+    else:
+        ends.unregister(key.fileobj)
+
+
+def _give(ends: selectors.BaseSelector, pipe: IO[bytes], given: memoryview) -> memoryview:
+    """Write as much of its input as a pipe that is ready takes at once; the rest."""
+    try:
+        rest = given[os.write(pipe.fileno(), given[: select.PIPE_BUF]) :]
+    except BrokenPipeError:
+        rest = memoryview(b"")
+    if not rest:
+        ends.unregister(pipe)
+        pipe.close()
+    return rest
 
 
 def popen(
@@ -157,8 +200,13 @@ def _interrupts_kept() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, previous)
 
 
-def save(argv: Sequence[str], stdin: str, into: IO[bytes], largest: int) -> Result:
-    """Run `argv`, writing what it prints to a file; raises AgentVMError beyond `largest` bytes."""
+def save(
+    argv: Sequence[str], stdin: str, into: IO[bytes], largest: int, watch: Callable[[str], None]
+) -> Result:
+    """Run `argv`, writing what it prints to a file; raises AgentVMError beyond `largest` bytes.
+
+    `watch` is called in every few seconds of silence, and ends it by raising.
+    """
     import tempfile
 
     with tempfile.TemporaryFile() as err:
@@ -166,7 +214,7 @@ def save(argv: Sequence[str], stdin: str, into: IO[bytes], largest: int) -> Resu
         try:
             with contextlib.suppress(BrokenPipeError), _the(child.stdin) as pipe:
                 pipe.write(stdin.encode())
-            _copy(_the(child.stdout), into, largest)
+            _copy(_the(child.stdout), into, largest, watch)
             status = child.wait()
         except BaseException:
             kill(child)
@@ -176,11 +224,16 @@ def save(argv: Sequence[str], stdin: str, into: IO[bytes], largest: int) -> Resu
         return Result(tuple(argv), status, "", _text(err.read(2**20)))
 
 
-def _copy(source: IO[bytes], into: IO[bytes], largest: int) -> None:
-    while chunk := os.read(source.fileno(), 2**20):
-        largest -= into.write(chunk)
-        if largest < 0:
-            raise AgentVMError("it is too large")
+def _copy(source: IO[bytes], into: IO[bytes], largest: int, watch: Callable[[str], None]) -> None:
+    while True:
+        if not select.select([source], [], [], WATCH)[0]:
+            watch("")
+        elif chunk := os.read(source.fileno(), 2**20):
+            largest -= into.write(chunk)
+            if largest < 0:
+                raise AgentVMError("it is too large")
+        else:
+            return
 
 
 def follow(

@@ -1,16 +1,23 @@
-"""What a fetch brought that programs on the host would run, some without being asked to."""
+"""What a fetch brought that matters here before anybody opens it.
+
+Files that programs on the host would run, some without being asked to; sizes; names that clash.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import posixpath
 import re
+import unicodedata
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import git
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _RUNS = (
     (r"(^|/)(\.githooks|\.husky|hooks)/.", "git hooks"),
@@ -27,7 +34,9 @@ _RUNS = (
 )  # fmt: skip
 _SCRIPTS = re.compile(r"(^|/)package\.json$")
 _LARGEST_PACKAGE = 2**20
-_EXECUTABLE = "100755"
+_LARGEST_LIST = 64 * 2**20
+"""Bytes of file names: a few small objects can make a tree of as many files as they like."""
+_NONE, _EXECUTABLE, _LINK = "000000", "100755", "120000"
 
 
 class _Change(NamedTuple):
@@ -40,9 +49,13 @@ class _Change(NamedTuple):
 
 def what_runs(repository: Path, base: str, new: str) -> list[str]:
     """The files of `new`, changed since `base`, that something here would run, and what would."""
+    patterns = [*_hooks_folder(repository), *_RUNS]
     found = []
     for change in _changes(repository, base, new):
-        why = [who for pattern, who in _RUNS if re.search(pattern, change.path)]
+        # A link that takes the place of a folder of hooks brings all of its target's files.
+        names = [change.path, *([f"{change.path}/link"] if change.new_mode == _LINK else [])]
+        why = [who for pattern, who in patterns
+               if any(re.search(pattern, name, re.IGNORECASE) for name in names)]  # fmt: skip
         if _SCRIPTS.search(change.path) and _other_scripts(repository, change):
             why.append("npm")
         if change.new_mode == _EXECUTABLE != change.old_mode:
@@ -52,26 +65,88 @@ def what_runs(repository: Path, base: str, new: str) -> list[str]:
     return found
 
 
+def _hooks_folder(repository: Path) -> list[tuple[str, str]]:
+    """The pattern of the folder of hooks that the user's configuration names in the tree."""
+    asked = git.run(repository, "config", "-z", "--get-all", "core.hooksPath", check=False)
+    folders = asked.stdout.split("\0")[:-2]  # the last is ours
+    inside = [posixpath.normpath(folder) for folder in folders[-1:] if folder[:1] not in {"/", "~"}]
+    return [(f"^{re.escape(folder)}/." if folder != "." else ".", "git hooks") for folder in inside]
+
+
+def clashes(repository: Path, base: str, new: str) -> list[str]:
+    """Names of `new` that are one on a disk which ignores case, where one came since `base`."""
+    added = {
+        str(path)
+        for change in _changes(repository, base, new)
+        if change.old_mode == _NONE
+        for path in (PurePosixPath(change.path), *PurePosixPath(change.path).parents)
+    }
+    if not added:
+        return []
+    alike: dict[str, list[str]] = {}
+    for path in _names(repository, new):
+        alike.setdefault(unicodedata.normalize("NFC", path).casefold(), []).append(path)
+    return [" and ".join(paths) for paths in alike.values() if len(paths) > 1 and added & {*paths}]
+
+
+def trusted(tree: Path, base: str, new: str) -> list[str]:
+    """Files of the working tree that the user's own git runs as filters, or reads settings from.
+
+    A checkout of `new` would let the guest write them. Settings count when they change.
+    """
+    changed = {change.path for change in _changes(tree, base, new)}
+    listed = git.run(tree, "config", "--list", "--show-origin", "-z", check=False)
+    fields = listed.stdout.split("\0")
+    found = set()
+    for origin, setting in zip(fields[::2], fields[1::2], strict=False):
+        key, _, value = setting.partition("\n")
+        found |= set(_inside(tree, [origin.removeprefix("file:")])) & changed
+        if re.search(r"^filter\..*\.(clean|smudge|process)$", key):
+            found |= set(_inside(tree, re.split(r"[^\w./~-]+", value)))
+    return sorted(name for name in found if not name.startswith(".git/"))
+
+
+def _inside(tree: Path, words: list[str]) -> Iterator[str]:
+    """Those of the words that name a file of the tree, from its top."""
+    for word in words:
+        for name in (word, word.lstrip("./")):
+            path = Path(os.path.normpath(tree / name))
+            if path.is_relative_to(tree) and path.is_file():
+                yield str(path.relative_to(tree))
+
+
 def written(repository: Path, base: str, new: str) -> int:
     """Bytes of the files that a checkout of `new` over `base` would write."""
     blobs = [change.new for change in _changes(repository, base, new)]
     asked = git.run(
         repository, "cat-file", "--batch-check=%(objectsize)", stdin="\n".join([*blobs, ""])
     )
-    return sum(int(size) for size in asked.stdout.split() if size.isdecimal())
+    return sum(int(line) for line in asked.stdout.splitlines() if line.isdecimal())
 
 
-def _changes(repository: Path, base: str, new: str) -> Iterator[_Change]:
+@functools.lru_cache
+def _changes(repository: Path, base: str, new: str) -> tuple[_Change, ...]:
     """What was added or changed since `base` left the line of `new`; deletions run nothing."""
+    _names(repository, new)  # git would take any amount of memory for the difference
     how = ("--raw", "-z", "--no-abbrev", "--no-renames", "--no-ext-diff",
            "--ignore-submodules=none", "--diff-filter=d")  # fmt: skip
     shown = git.run(repository, "diff", *how, f"{base}...{new}", check=False)
     if not base or not shown.ok:  # they share no commit: all of it is new
         shown = git.run(repository, "diff", *how, _EMPTY_TREE[len(new)], new)
     fields = shown.stdout.split("\0")
-    for entry, path in zip(fields[::2], fields[1::2], strict=False):
-        old_mode, new_mode, old, new_id, _ = entry.lstrip(":").split(" ", 4)
-        yield _Change(old_mode, new_mode, old, new_id, path)
+    return tuple(map(_change, fields[:-1:2], fields[1::2]))
+
+
+def _change(entry: str, path: str) -> _Change:
+    old_mode, new_mode, old, new, _ = entry.lstrip(":").split(" ")
+    return _Change(old_mode, new_mode, old, new, path)
+
+
+@functools.lru_cache
+def _names(repository: Path, commit: str) -> tuple[str, ...]:
+    """The files and folders of a commit; raises AgentVMError where they are too many."""
+    how = ("ls-tree", "-r", "-t", "-z", "--name-only")
+    return tuple(git.run(repository, *how, commit, most=_LARGEST_LIST).stdout.split("\0")[:-1])
 
 
 _EMPTY_TREE = {

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from . import guest, state
 from .errors import AgentVMError
+from .workspaces import UNKNOWN, many
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 LARGEST_EXTRA = 100 * 2**20
 """Bytes of untracked files, and of ignored ones, that are kept with a workspace."""
 LARGEST = 20 * 2**30
-"""Bytes of one kept workspace: the guest may send without end."""
+"""Bytes of one kept workspace, nor more than half of what is free: the guest may send any."""
 _WHOLE = b"agent-vm: whole\n"
 _ARCHIVE, _FACTS = "workspace.tar", "kept.json"
 _DAY = timedelta(days=1)
@@ -33,17 +34,27 @@ _DAY = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Weight:
-    """What a workspace has besides its commits; None where the guest could not tell."""
+    """What a workspace has besides its own commits; None where the guest could not tell.
+
+    `inner`: commits that only repositories inside it have, submodules included. `hidden`: files
+    that its git does not look at.
+    """
 
     untracked: int | None
     untracked_bytes: int | None
     ignored: int | None
     ignored_bytes: int | None
+    inner: int | None
+    hidden: int | None
+
+    @property
+    def unknown(self) -> bool:
+        return None in astuple(self)
 
     @property
     def extra(self) -> bool:
-        """Whether there are such files at all."""
-        return bool(self.untracked or self.ignored)
+        """Whether there is such a thing at all, or might be."""
+        return self.unknown or any((self.untracked, self.ignored, self.inner, self.hidden))
 
     @property
     def too_large(self) -> list[str]:
@@ -53,10 +64,14 @@ class Weight:
 
     @property
     def losses(self) -> list[str]:
-        """What would be gone for good, in words."""
+        """What would be gone, in words; of ignored files only those that are gone for good."""
         counts = {"untracked": (self.untracked, self.untracked_bytes),
                   "ignored": (self.ignored, self.ignored_bytes)}  # fmt: skip
-        found = []
+        found = [UNKNOWN] if self.unknown else []
+        if self.inner:
+            found.append(f"{many(self.inner, 'commit')} in submodules or other repositories inside")
+        if self.hidden:
+            found.append(f"{many(self.hidden, 'file')} that its git does not look at")
         for kind in self.too_large:
             number, size = counts[kind]
             found.append(f"{number} {kind} files, for good: {(size or 0) >> 20} MiB are not kept")
@@ -81,10 +96,10 @@ def weigh(vm: str, rows: Sequence[Row]) -> dict[str, Weight]:
     if not rows:
         return {}
     fields = guest.script(vm, "workspace-weigh.sh", *(row.folder for row in rows), timeout=600)
-    if len(fields) != 4 * len(rows):
+    if len(fields) != 6 * len(rows):
         raise AgentVMError("the VM gave a strange answer", "its ~/.bashrc may not print anything")
     numbers = [int(field) if field.isdecimal() else None for field in fields]
-    return {row.folder: Weight(*numbers[4 * at : 4 * at + 4]) for at, row in enumerate(rows)}
+    return {row.folder: Weight(*numbers[6 * at : 6 * at + 6]) for at, row in enumerate(rows)}
 
 
 def losses(rows: Sequence[Row], weights: Mapping[str, Weight]) -> list[str]:
@@ -92,7 +107,7 @@ def losses(rows: Sequence[Row], weights: Mapping[str, Weight]) -> list[str]:
     return [
         f"{row.folder}: {loss}"
         for row in rows
-        for loss in (*row.losses, *weights[row.folder].losses)
+        for loss in dict.fromkeys((*row.losses, *weights[row.folder].losses))
     ]
 
 
@@ -108,7 +123,16 @@ def keep(
     if not days:
         return []
     wanted = [row for row in rows if row.losses or weights[row.folder].extra]
-    return [_keep(vm, row, weights[row.folder].too_large, days, say) for row in wanted]
+    kept: list[Kept] = []
+    try:
+        for row in wanted:
+            made = _keep(vm, row, weights[row.folder].too_large, days, say)
+            kept.append(made)
+    except BaseException:
+        for each in kept:
+            _forget(vm, each.id)
+        raise
+    return kept
 
 
 def listed(vm: str) -> list[Kept]:
@@ -162,9 +186,10 @@ def _keep(vm: str, row: Row, without: Sequence[str], days: int, say: Say) -> Kep
         _receive(vm, kept, without)
     except (AgentVMError, OSError) as error:
         _forget(vm, kept.id)
+        why = error.strerror if isinstance(error, OSError) else error
         raise AgentVMError(
-            f"nothing was deleted, because no copy of {row.folder} could be kept: {error}",
-            "delete inside the VM what is not wanted",
+            f"nothing was deleted, because no copy of {row.folder} could be kept: {why}",
+            "delete inside the VM what is not wanted, or make room on this machine",
         ) from None
     except BaseException:
         _forget(vm, kept.id)
@@ -173,11 +198,14 @@ def _keep(vm: str, row: Row, without: Sequence[str], days: int, say: Say) -> Kep
 
 
 def _receive(vm: str, kept: Kept, without: Sequence[str]) -> None:
+    import shutil
+
     folder = _folder(vm) / kept.id
     folder.mkdir(mode=0o700)
     archive = folder / _ARCHIVE
+    largest = min(LARGEST, shutil.disk_usage(folder).free // 2)
     with archive.open("xb") as file:
-        guest.receive(vm, "workspace-save.sh", kept.folder, *without, into=file, largest=LARGEST)
+        guest.receive(vm, "workspace-save.sh", kept.folder, *without, into=file, largest=largest)
     with archive.open("r+b") as file:
         file.seek(max(0, archive.stat().st_size - len(_WHOLE)))
         end = file.tell()

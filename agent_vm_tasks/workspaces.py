@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -26,10 +27,13 @@ if TYPE_CHECKING:
 LONGEST_FOLDER = 100
 MOST_TAGS = 2000
 """How many tags a push sends at most."""
+MOST_KNOWN = 500
+"""Workspaces of which the guest is told what the host has: it all goes in one command line."""
 LARGEST_CHECKOUT = 2**30
 """Bytes of files that a fetch writes unasked: a small pack may hold gigabytes of zeros."""
 NOT_THERE = 213
 """Exit status of common/scripts/workspace-enter.sh for a workspace that does not exist."""
+UNKNOWN = "contents that could not be looked at"
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,15 @@ class Workspace:
         """Where fetched commits are kept on the host, whatever becomes of the branch."""
         return f"refs/agent-vm/{self.folder}/{self.branch}"
 
+    @property
+    def incoming(self) -> str:
+        """Where a fetch puts what comes in, until `ref` moves."""
+        return f"refs/agent-vm-incoming/{self.folder}/{self.branch}"
+
+    def earlier(self, commit: str) -> str:
+        """Where a commit stays that was fetched before the guest rewrote the branch."""
+        return f"refs/agent-vm-earlier/{self.folder}/{commit[:12]}"
+
 
 @dataclass(frozen=True)
 class Update:
@@ -92,29 +105,39 @@ class Update:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a workspace holds besides its branch; `others` has commits that branch does not have."""
+    """What a workspace holds besides its branch; `others` has commits that branch does not have.
 
-    head: str
-    uncommitted: int
-    untracked: int
-    stashes: int
+    `trouble`: why it could not be looked at.
+    """
+
+    head: str = ""
+    uncommitted: int = 0
+    untracked: int = 0
+    stashes: int = 0
     others: tuple[tuple[str, int], ...] = ()
+    trouble: str = ""
 
     @property
     def losses(self) -> list[str]:
         """What would be gone with the workspace, in words."""
+        if self.trouble:
+            return [f"{UNKNOWN}: {self.trouble}"]
         counts = [
             (self.uncommitted, "file", "with uncommitted changes"),
             (self.untracked, "file", "untracked"),
             (self.stashes, "stash", "kept"),
         ]
-        found = [f"{_many(n, noun)} {state}" for n, noun, state in counts if n]
-        return found + [f"{_many(n, 'commit')} on branch {name}" for name, n in self.others]
+        found = [f"{many(n, noun)} {state}" for n, noun, state in counts if n]
+        return found + [f"{many(n, 'commit')} on {_place(name)}" for name, n in self.others]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the inventory; counts are None where the guest could not tell."""
+    """A line of the inventory; counts are None where the guest could not tell.
+
+    `unfetched` are the commits that the host does not have, `others` those of them that its own
+    branch does not have either, by branch.
+    """
 
     folder: str
     key: str
@@ -124,22 +147,26 @@ class Row:
     uncommitted: int | None
     untracked: int | None
     stashes: int | None
+    others: tuple[tuple[str, int], ...] = ()
 
     @property
     def losses(self) -> list[str]:
         if None in (self.unfetched, self.uncommitted, self.untracked, self.stashes):
-            return ["contents that could not be looked at"]
+            return [UNKNOWN]
         files = Contents("", self.uncommitted or 0, self.untracked or 0, self.stashes or 0).losses
-        return (
-            [f"{_many(self.unfetched, 'commit')} not fetched"] if self.unfetched else []
-        ) + files
+        if not self.unfetched:
+            return files
+        others = ", ".join(f"{number} on {_place(name)}" for name, number in self.others)
+        commits = f"{many(self.unfetched, 'commit')} not fetched"
+        return [f"{commits} ({others})" if others else commits, *files]
 
 
 @dataclass(frozen=True)
 class Fetched:
     """What a fetch brought; `merged`: the local branch holds it, else `advice` says what to do.
 
-    `runs`: files of it that programs on the host would run.
+    `runs`: files of it that programs on the host would run. `clashes`: names of it that are one
+    where case is ignored. `earlier`: the ref of what was fetched before, which it no longer has.
     """
 
     ref: str
@@ -147,6 +174,8 @@ class Fetched:
     merged: bool
     advice: str = ""
     runs: tuple[str, ...] = ()
+    clashes: tuple[str, ...] = ()
+    earlier: str = ""
 
 
 def repository(start: Path) -> Repository:
@@ -265,16 +294,34 @@ def fetch(ws: Workspace, say: Say) -> tuple[Fetched, Contents]:
     The branch moves only when that loses nothing; where it cannot, `Fetched.advice` says what to
     do. Raises AgentVMError when there is no such workspace or git fails.
     """
+    before, contents = _bring(ws, say)
+    branch = _commits(ws)[0]
+    new, earlier = _settle(ws, before)
+    _remember(ws, fetched=new)
+    count = _new_commits(ws.repository.path, new, before, branch) if new != before else 0
+    say(f"fetched {many(count, 'commit')}" if count else "nothing new")
+    try:
+        changed = (ws.repository.path, before or branch, new) if count else None
+        runs = tuple(review.what_runs(*changed)) if changed else ()
+        clashes = tuple(review.clashes(*changed)) if changed else ()
+        merged, advice = _forward(ws, branch, new)
+    except AgentVMError as error:  # what was fetched is there, and has to be named
+        return Fetched(ws.ref, count, False, str(error), earlier=earlier), contents
+    return Fetched(ws.ref, count, merged, advice, runs, clashes, earlier), contents
+
+
+def _bring(ws: Workspace, say: Say) -> tuple[str, Contents]:
+    """Fetch to `ws.incoming`; the commit of `ws.ref` so far, and what else is in the workspace."""
     from concurrent.futures import ThreadPoolExecutor
 
-    repo = ws.repository.path
     branch, before = _commits(ws)
     with ThreadPoolExecutor() as side_by_side:
-        looking = side_by_side.submit(inspect, ws)
+        looking = side_by_side.submit(_look, ws)
         result = git.transfer(
-            repo, ws.vm, *_naming(branch, before), "--no-tags", "--no-recurse-submodules",
-            "--no-write-fetch-head", "--no-auto-maintenance", "--refmap=", "--progress", "--",
-            ws.url, f"+refs/heads/{ws.branch}:{ws.ref}", say=say,
+            ws.repository.path, ws.vm, *_naming(branch, before), "--no-tags",
+            "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance",
+            "--refmap=", "--progress", "--", ws.url, f"+refs/heads/{ws.branch}:{ws.incoming}",
+            say=say,
         )  # fmt: skip
         contents = looking.result()
     if contents is None:
@@ -282,20 +329,44 @@ def fetch(ws: Workspace, say: Say) -> tuple[Fetched, Contents]:
             f"there is no workspace of {ws.branch} in the VM",
             f"make it with `agent-vm connect {ws.branch}`",
         )
+    if not result.ok and contents.trouble:  # which says more than a failed transfer
+        raise AgentVMError(f"fetching {ws.branch} failed: {contents.trouble}")
     if not result.ok:
         raise git.explain(result, f"fetching {ws.branch}")
-    branch, new = _commits(ws)
-    state.write(_fetched(ws.vm, ws.key), new)
-    count = _new_commits(repo, new, before, branch) if new != before else 0
-    runs = tuple(review.what_runs(repo, before or branch, new)) if count else ()
-    merged, advice = _forward(ws, branch, new)
-    say(f"fetched {_many(count, 'commit')}" if count else "nothing new")
-    return Fetched(ws.ref, count, merged, advice, runs), contents
+    return before, contents
+
+
+def _look(ws: Workspace) -> Contents | None:
+    """Like `inspect`, but a workspace that cannot be looked at may still be fetched from."""
+    try:
+        return inspect(ws)
+    except AgentVMError as error:
+        return Contents(trouble=str(error))
+
+
+def _settle(ws: Workspace, before: str) -> tuple[str, str]:
+    """Move `ws.ref` to what came in; its commit, and the ref of what it had and lost ("": none).
+
+    All or nothing: what was fetched once stays in reach whatever the guest does to its branch.
+    """
+    repo = ws.repository.path
+    new = _commit(repo, ws.incoming)
+    if not new:
+        git.run(repo, "update-ref", "-d", ws.incoming)
+        raise AgentVMError(f"fetching {ws.branch} failed: the VM sent something else than commits")
+    earlier = ws.earlier(before) if before and _apart(repo, before, new)[0] else ""
+    steps = [f"update {ws.ref} {new} {before or '0' * len(new)}", f"delete {ws.incoming}"]
+    if earlier:
+        steps.append(f"update {earlier} {before}")
+    moved = git.run(repo, "update-ref", "--stdin", stdin="\n".join([*steps, ""]), check=False)
+    if not moved.ok:
+        raise git.explain(moved, f"fetching {ws.branch}")
+    return new, earlier
 
 
 def inspect(ws: Workspace) -> Contents | None:
     """What the workspace holds besides commits on its branch, or None when there is none."""
-    known = _known(_fetched(ws.vm, ws.key))
+    known = _seen(_record(ws.vm, ws.key))
     fields = guest.script(ws.vm, "workspace-inspect.sh", ws.key, ws.branch, *known)
     if fields == ["missing"]:
         return None
@@ -307,32 +378,69 @@ def inspect(ws: Workspace) -> Contents | None:
 
 def inventory(vm: str) -> list[Row]:
     """Every workspace in the VM, by folder."""
-    records = _fetched(vm, "").glob("*")
-    known = [f"{path.name}={commit}" for path in records for commit in _known(path)]
+    known = [f"{key}={commit}" for key, commit in _held(vm)]
     fields = guest.script(vm, "workspace-list.sh", *known)
     with _sense():
-        rows = [_row(fields[at : at + 8]) for at in range(0, len(fields), 8)]
+        rows = [_row(fields[at : at + 9]) for at in range(0, len(fields), 9)]
     return sorted(rows, key=lambda row: row.folder)
 
 
-def _fetched(vm: str, key: str) -> Path:
-    """Where the host keeps the commit it fetched last: the guest's word for it would not do."""
-    folder = state.folder(vm) / "fetched"
+def _row(fields: list[str]) -> Row:
+    folder, key, repository, branch, *counts, listed = fields
+    unfetched, changed, untracked, stashes = (
+        int(field) if field.isdecimal() else None for field in counts
+    )
+    others = tuple((name, int(number)) for number, name in map(str.split, listed.splitlines()))
+    return Row(folder, key, repository, branch, unfetched, changed, untracked, stashes, others)
+
+
+def _record(vm: str, key: str) -> Path:
+    """Where the host notes what it has of a workspace: the guest's word for it would not do."""
+    folder = state.folder(vm) / "shared"
     folder.mkdir(exist_ok=True)
     return folder / key
 
 
-def _known(record: Path) -> list[str]:
+def _remember(ws: Workspace, **commits: str) -> None:
+    """Note the commits that were `sent` or `fetched`, and the repository that has them."""
+    record = _record(ws.vm, ws.key)
+    facts = {**_facts(record), "repository": str(ws.repository.path), **commits}
+    state.write(record, json.dumps(facts))
+
+
+def _facts(record: Path) -> dict[str, str]:
     try:
-        return [record.read_text("utf-8")]
-    except OSError:
-        return []
+        facts = json.loads(record.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
-def _row(fields: list[str]) -> Row:
-    folder, key, repository, branch, *counts = fields
-    numbers = (int(field) if field.isdecimal() else None for field in counts)
-    return Row(folder, key, repository, branch, *numbers)
+def _seen(record: Path) -> list[str]:
+    facts = _facts(record)
+    return [facts[what] for what in ("sent", "fetched") if what in facts]
+
+
+def _held(vm: str) -> Iterator[tuple[str, str]]:
+    """The keys of workspaces, each with a commit of it that its repository still has."""
+    records = sorted(_record(vm, "").glob("[!.]*"), key=lambda path: path.stat().st_mtime)
+    by_repository: dict[str, list[tuple[str, str]]] = {}
+    for record in records[-MOST_KNOWN:]:
+        seen = [(record.name, commit) for commit in _seen(record)]
+        by_repository.setdefault(_facts(record).get("repository", "/"), []).extend(seen)
+    for path, seen in by_repository.items():
+        tips = git.run(Path(path), "for-each-ref", "--format=%(objectname)", check=False)
+        here = set(tips.stdout.split())
+        yield from (pair for pair in seen if pair[1] in here or _holds(Path(path), pair[1]))
+
+
+def _holds(repo: Path, commit: str) -> bool:
+    """Whether some branch contains a commit, or one with all its files (a squashed merge)."""
+    apart = git.run(repo, "rev-list", "--max-count=1", commit, "--not", "--all", check=False)
+    tree = _object(repo, f"{commit}^{{tree}}")
+    return (apart.ok and not apart.stdout.strip()) or (
+        bool(tree) and tree in git.output(repo, "rev-list", "--all", "--format=%T").split()
+    )
 
 
 def remove(vm: str, folders: list[str]) -> list[str]:
@@ -453,6 +561,7 @@ def _tags(ws: Workspace) -> list[str]:
 
 def _send(ws: Workspace, tags: Sequence[str], say: Say) -> Result:
     """Push the branch, and the tags that are not there; judged by the branch alone."""
+    commit = _commits(ws)[0]
     branch = f"refs/heads/{ws.branch}:refs/agent-vm/in/{ws.branch}"
     result = git.transfer(
         ws.repository.path, ws.vm, "push", "--porcelain", "--progress", "--no-verify",
@@ -460,12 +569,15 @@ def _send(ws: Workspace, tags: Sequence[str], say: Say) -> Result:
     )  # fmt: skip
     # Git fails, too, where a tag is another one inside, which then stays.
     arrived = re.search(rf"^[ +*=]\t{re.escape(branch)}\t", result.stdout, re.MULTILINE)
-    return replace(result, status=0) if arrived else result
+    if not arrived:
+        return result
+    _remember(ws, sent=commit)
+    return replace(result, status=0)
 
 
 def _forward(ws: Workspace, old: str, new: str) -> tuple[bool, str]:
     """Fast-forward the local branch from `old` to `new` if that loses nothing; (done, advice)."""
-    repo, branch = ws.repository.path, f"refs/heads/{ws.branch}"
+    repo, branch, merge = ws.repository.path, f"refs/heads/{ws.branch}", f"merge --ff-only {ws.ref}"
     ours, theirs = _apart(repo, old, new)
     if not theirs:
         return True, ""
@@ -474,17 +586,17 @@ def _forward(ws: Workspace, old: str, new: str) -> tuple[bool, str]:
     tree = _checked_out(repo, branch)
     if tree is None:  # git refuses where a rebase is about to move it
         moved = git.run(repo, "branch", "--force", "--no-track", "--", ws.branch, new, check=False)
-    elif git.output(tree, "status", "--porcelain", "--untracked-files=no"):
-        return (
-            False,
-            f"{tree} has uncommitted changes: stash, then `git merge --ff-only {ws.ref}` there",
-        )
+    # Files of submodules are not ours to change, nor does a merge.
+    elif git.output(tree, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules"):
+        return False, f"{tree} has uncommitted changes: stash, then `git {merge}` there"
     elif (size := review.written(repo, old, new)) > LARGEST_CHECKOUT:
-        return False, f"its files take {size >> 20} MiB; `git merge --ff-only {ws.ref}` writes them"
+        return False, f"its files take {size >> 20} MiB; `git {merge}` writes them"
+    elif names := ", ".join(review.trusted(tree, old, new)):
+        return False, f"your git runs or reads {names} in {tree}: look first, then `git {merge}`"
     else:
         how = ("merge", "--quiet", "--ff-only", "--no-overwrite-ignore")
         moved = git.run(tree, *how, new, check=False)
-    return moved.ok, "" if moved.ok else f"{moved.reason}; then `git merge --ff-only {ws.ref}`"
+    return moved.ok, "" if moved.ok else f"{git.reason(moved)}; then `git {merge}`"
 
 
 def _checked_out(repo: Path, branch: str) -> Path | None:
@@ -515,8 +627,12 @@ def _commits(ws: Workspace) -> tuple[str, str]:
 
 
 def _commit(repo: Path, ref: str) -> str:
-    asked = git.run(repo, "rev-parse", "--quiet", "--verify", f"{ref}^{{commit}}", check=False)
-    return asked.stdout.strip()
+    return _object(repo, f"{ref}^{{commit}}")
+
+
+def _object(repo: Path, name: str) -> str:
+    """Its id; "" where the repository has no such object."""
+    return git.run(repo, "rev-parse", "--quiet", "--verify", name, check=False).stdout.strip()
 
 
 def _apart(repo: Path, old: str, new: str) -> tuple[int, int]:
@@ -561,5 +677,9 @@ def _hash(text: str, digits: int) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:digits]
 
 
-def _many(number: int, noun: str) -> str:
+def _place(branch: str) -> str:
+    return "no branch" if branch == "HEAD" else f"branch {branch}"
+
+
+def many(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('sh') else 's'}"

@@ -177,6 +177,37 @@ def test_what_watches_ends_it_by_raising(tmp_path: Path, monkeypatch: pytest.Mon
     assert gone(int(str(caught.value)))
 
 
+@pytest.mark.parametrize("stream", ["", ">&2"])
+def test_a_program_that_prints_without_end_is_ended(stream: str) -> None:
+    with pytest.raises(AgentVMError, match=r"^sh was ended: it printed more than 1 MiB$"):
+        process.run(["sh", "-c", f"while :; do echo noise; done {stream}"], most=2**20)
+
+
+def test_much_goes_in_and_out_at_once() -> None:
+    given = os.urandom(3_000_000).hex()
+    assert process.run(["cat"], stdin=given, timeout=60).stdout == given
+
+
+def test_a_program_that_does_not_read_what_it_is_given() -> None:
+    assert process.run(["sh", "-c", "exec <&-; echo done"], stdin="x" * 2**20).stdout == "done\n"
+
+
+def test_silence_is_looked_into(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def look(_said: str) -> None:
+        raise AgentVMError("frozen")
+
+    monkeypatch.setattr(process, "WATCH", 0.1)
+    with pytest.raises(AgentVMError, match="frozen"):
+        process.run(["sleep", "60"], watch=look)
+    with (tmp_path / "copy").open("wb") as file, pytest.raises(AgentVMError, match="frozen"):
+        process.save(["sleep", "60"], "", file, 9, look)
+
+
+def test_a_reason_has_a_length() -> None:
+    said = process.run(["sh", "-c", "yes | tr -d '\\n' | head -c 100000; exit 1"], check=False)
+    assert len(said.reason) == process.LONGEST_REASON
+
+
 def test_the_environment_given_is_the_whole_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "secret")
     result = process.run(["env"], env={"PATH": os.environ["PATH"], "ONE": "1"})

@@ -50,6 +50,44 @@ def test_a_file_that_something_runs_is_named_with_what_runs_it(
     assert review.what_runs(repository, base, commit(repository, path, text)) == [f"{path} ({who})"]
 
 
+def test_a_name_counts_in_any_case(repository: Path, base: str) -> None:
+    new = commit(repository, ".ENVRC")
+    assert review.what_runs(repository, base, new) == [".ENVRC (the shell that enters the folder)"]
+
+
+def test_a_link_to_a_folder_of_hooks_is_named(repository: Path, base: str) -> None:
+    (repository / ".husky").symlink_to("src")
+    git(repository, "add", ".")
+    new = commit(repository, "src/pre-commit")
+    assert review.what_runs(repository, base, new) == [".husky (git hooks)"]
+
+
+@pytest.mark.parametrize("folder", ["ci/checks", "./ci/checks/", "ci/../ci/checks"])
+def test_the_users_own_folder_of_hooks_is_named(
+    repository: Path, base: str, home: Path, folder: str
+) -> None:
+    git(home, "config", "--global", "core.hooksPath", "/usr/share/hooks")
+    new = commit(repository, "ci/checks/pre-commit")
+    assert review.what_runs(repository, base, new) == []
+    git(repository, "config", "core.hooksPath", folder)
+    assert review.what_runs(repository, base, new) == ["ci/checks/pre-commit (git hooks)"]
+
+
+def test_names_that_are_one_where_case_is_ignored(repository: Path, base: str) -> None:
+    def clashes(old: str, new: str) -> list[str]:
+        return sorted(review.clashes(repository, old, new))
+
+    first = commit(repository, "dir/file")
+    assert clashes(base, first) == []
+    second = commit(repository, "Dir/other")
+    assert clashes(first, second) == ["Dir and dir"]
+    third = commit(repository, "cafe\u0301")
+    assert clashes(second, third) == []
+    fourth = commit(repository, "CAF\u00e9")
+    assert clashes(third, fourth) == ["CAF\u00e9 and cafe\u0301"]
+    assert clashes(fourth, commit(repository, "dir/file", "changed\n")) == []
+
+
 def test_other_files_are_not_named(repository: Path, base: str) -> None:
     for path in ("src/main.py", "hooks.md", "docs/envrc.txt", "x.vscode", "my.gitattributes"):
         new = commit(repository, path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import shutil
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -144,6 +146,104 @@ def test_a_folder_that_lost_its_git_is_kept_too(guest: Guest, inside: Path) -> N
     assert (inside / "notes").read_text() == "mine\n"
 
 
+INNER = {
+    "a submodule's commits": (
+        "git -C sub commit -q --allow-empty -m x; git add sub; git commit -qm moved",
+        "1 commit in submodules or other repositories inside",
+    ),
+    "those of one that is not checked out": (
+        "git -C sub commit -q --allow-empty -m x; git add sub; git commit -qm moved;"
+        " git submodule --quiet deinit --force sub",
+        "1 commit in submodules or other repositories inside",
+    ),
+    "a submodule's stash": (
+        "cd sub; echo 1 > README; git stash -q",
+        "2 commits in submodules or other repositories inside",
+    ),
+    "what a submodule ignores": (
+        "echo .env > .git/modules/sub/info/exclude; echo KEY=1 > sub/.env",
+        "1 file that its git does not look at",
+    ),
+    "a repository that was added": (
+        "git init -q own; git -C own commit -q --allow-empty -m x;"
+        " git add own 2> /dev/null; git commit -qm own",
+        "1 commit in submodules or other repositories inside",
+    ),
+    "changes that git shall not see": (
+        "git update-index --skip-worktree README; echo mine > README",
+        "1 file that its git does not look at",
+    ),
+    "changes that git shall assume away": (
+        "git update-index --assume-unchanged README; echo mine > README",
+        "1 file that its git does not look at",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", INNER)
+def test_what_its_own_git_does_not_show_is_told_and_kept(
+    guest: Guest, ws: Workspace, inside: Path, what: str
+) -> None:
+    guest.run("git init -q lib; git -C lib commit -q --allow-empty -m lib; touch lib/README")
+    guest.run("git -C lib add .; git -C lib commit -qm lib")
+    guest.run(
+        "git -c protocol.file.allow=always submodule --quiet add ~/lib sub; git commit -qm sub",
+        cwd=inside,
+    )
+    command, told = INNER[what]
+    workspaces.fetch(ws, print)
+    assert (weights := undo.weigh(VM, workspaces.inventory(VM)))["app-fix"].losses == []
+    assert not weights["app-fix"].extra
+    guest.run(command, cwd=inside)
+    workspaces.fetch(ws, print)
+    rows = workspaces.inventory(VM)
+    assert undo.losses(rows, undo.weigh(VM, rows)) == [f"app-fix: {told}"]
+    before = files(inside)
+    (kept,) = delete()
+    undo.restore(VM, kept)
+    assert files(inside) == before
+
+
+@pytest.mark.parametrize("command", ["ls-files", "--git-dir"])
+def test_what_cannot_be_weighed_is_told_and_kept(guest: Guest, inside: Path, command: str) -> None:
+    guest.run("git init -q own; git -C own commit -q --allow-empty -m x", cwd=inside)
+    guest.run("git add own 2> /dev/null; git commit -qm own", cwd=inside)
+    (guest.home / "bin").mkdir()
+    body = f'case "$*" in *{command}*) exit 1 ;; esac; PATH=${{PATH#*:}}; exec git "$@"'
+    script(guest.home / "bin", "git", body)
+    rows = workspaces.inventory(VM)
+    assert undo.losses(rows, undo.weigh(VM, rows)) == [
+        "app-fix: 1 commit not fetched",
+        "app-fix: contents that could not be looked at",
+    ]
+    (kept,) = delete()
+    undo.restore(VM, kept)
+    assert (inside / "own").is_dir()
+
+
+def test_an_unreadable_workspace_is_kept_though_nothing_seems_lost(
+    guest: Guest, inside: Path
+) -> None:
+    (guest.home / "bin").mkdir()
+    body = '[ "$1" != ls-files ] || exit 1; PATH=${PATH#*:}; exec git "$@"'
+    script(guest.home / "bin", "git", body)
+    assert [row.losses for row in workspaces.inventory(VM)] == [[]]
+    assert len(delete()) == 1
+
+
+@pytest.mark.parametrize("broken", ["index", "HEAD", "objects", "config"])
+def test_a_broken_repository_is_kept(guest: Guest, inside: Path, broken: str) -> None:
+    commit(inside, "work")
+    guest.run(f"rm -rf .git/{broken}; echo garbage > .git/{broken}", cwd=inside)
+    assert [row.losses for row in workspaces.inventory(VM)] == [
+        ["contents that could not be looked at"]
+    ]
+    before = files(inside)
+    (kept,) = delete()
+    undo.restore(VM, kept)
+    assert files(inside) == before
+
+
 def test_nothing_is_kept_for_no_days(guest: Guest, inside: Path) -> None:
     commit(inside, "work")
     assert delete(days=0) == []
@@ -159,6 +259,61 @@ def test_a_copy_beyond_the_limit_stops_the_deletion(
     with pytest.raises(AgentVMError, match=said):
         delete()
     assert (inside / "work").exists()
+    assert archives() == []
+
+
+def test_one_that_cannot_be_kept_stops_the_deletion_of_all(
+    guest: Guest, inside: Path, repository: Path
+) -> None:
+    other = workspaces.workspace(VM, workspaces.repository(repository), "other")
+    workspaces.push(other, print)
+    for folder in (inside, guest.workspaces / other.folder):
+        commit(folder, "work")
+    (guest.home / "bin").mkdir()
+    script(guest.home / "bin", "sudo", "exit 1")
+    body = 'case $PWD in *-other) exit 2 ;; esac; PATH=${PATH#*:}; exec tar "$@"'
+    script(guest.home / "bin", "tar", body)
+    with pytest.raises(AgentVMError, match="no copy of app-other could be kept"):
+        delete()
+    assert (inside / "work").exists()
+    assert (guest.workspaces / other.folder / "work").exists()
+    assert undo.listed(VM) == []
+    assert archives() == []
+
+
+def test_a_full_disk_of_this_host_stops_the_deletion(guest: Guest, inside: Path) -> None:
+    (inside / "work").write_bytes(os.urandom(2**20))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, limits[1]))
+    try:
+        with pytest.raises(AgentVMError) as caught:
+            delete()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(caught.value) == (
+        "nothing was deleted, because no copy of app-fix could be kept: File too large; "
+        "delete inside the VM what is not wanted, or make room on this machine"
+    )
+    assert (inside / "work").exists()
+    assert archives() == []
+
+
+def test_a_copy_does_not_fill_this_hosts_disk(
+    guest: Guest, inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(inside, "work")
+    usage = shutil.disk_usage(inside)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=8192))
+    with pytest.raises(AgentVMError, match="could be kept: it is too large"):
+        delete()
+    assert (inside / "work").exists()
+
+
+def test_what_a_link_leads_to_is_not_copied(guest: Guest, inside: Path) -> None:
+    (guest.home / "private").mkdir()
+    (guest.workspaces / "link").symlink_to(guest.home / "private")
+    with pytest.raises(AgentVMError, match=f"link is a link in the VM, to {guest.home}/private"):
+        delete()
     assert archives() == []
 
 
@@ -206,6 +361,14 @@ def test_the_newest_copy_of_a_folder_is_found(guest: Guest, ws: Workspace, insid
     assert undo.find(VM, first.id) == first
     with pytest.raises(AgentVMError, match="nothing is kept under x"):
         undo.find(VM, "x")
+
+
+@pytest.mark.parametrize("wanted", ["..", "../..", ".", "", "/", "*", "../undo", "workspace.tar"])
+def test_only_what_is_listed_can_be_named(guest: Guest, inside: Path, wanted: str) -> None:
+    commit(inside, "work")
+    delete()
+    with pytest.raises(AgentVMError, match="nothing is kept under"):
+        undo.find(VM, wanted)
 
 
 def test_copies_are_forgotten_when_their_time_is_over(guest: Guest, inside: Path) -> None:

@@ -571,7 +571,8 @@ def test_what_a_destruction_would_lose(limactl: Limactl, guest: Guest, settings:
     assert vm.contents(settings) == ((), "")
     a_workspace(guest, "app-fix")
     ((row,), trouble) = vm.contents(settings)
-    assert (row.losses, trouble) == (["1 commit not fetched", "1 file untracked"], "")
+    commits = "1 commit not fetched (1 on branch main)"
+    assert (row.losses, trouble) == ([commits, "1 file untracked"], "")
 
 
 def test_why_workspaces_cannot_be_looked_at(limactl: Limactl, settings: Settings) -> None:

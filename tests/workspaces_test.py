@@ -1061,6 +1061,122 @@ def test_fetch_past_a_worktree_that_is_gone(
     assert git(ws.repository.path, "rev-parse", ws.ref) == made
 
 
+ELSEWHERE = "git switch -q main; git worktree add -q ../tree fix; "
+HERE = {
+    "changed": "echo mine > README",
+    "staged": "echo mine > README; git add README",
+    "its index is locked": "touch .git/index.lock",
+    "its index is broken": "echo garbage > .git/index",
+    "a file is in the way": "echo mine > work",
+    "an ignored file is in the way": "echo mine > work; echo work > .git/info/exclude",
+    "a merge goes on": "git merge -q --no-commit other || true",
+    "a rebase goes on": "git rebase -q other || true",
+    "a bisection goes on": "git bisect start; git bisect bad; git bisect good HEAD~3",
+    "diverged": "git commit -q --allow-empty -m mine",
+    "another worktree, changed": ELSEWHERE + "echo mine > ../tree/README",
+    "another worktree, its index locked": ELSEWHERE + "touch .git/worktrees/tree/index.lock",
+}
+
+
+@pytest.mark.parametrize("state", HERE)
+def test_where_the_branch_cannot_move_the_work_arrives_and_nothing_else_changes(
+    guest: Guest, home: Path, ws: Workspace, inside: Path, state: str
+) -> None:
+    repository = ws.repository.path
+    git(repository, "switch", "--quiet", "--create", "other")
+    commit(repository, "README", "of the other\n")
+    git(repository, "switch", "--quiet", "fix")
+    for number in range(3):
+        commit(repository, "README", f"of fix {number}\n")
+    push(ws)
+    made = commit_inside(guest, inside)
+    subprocess.run(["bash", "-c", HERE[state]], check=True, cwd=repository, capture_output=True)
+    before = everything(home / "src")
+    fetched, _ = fetch(ws)
+    assert everything(home / "src") == before
+    assert not fetched.merged
+    assert fetched.ref == ws.ref
+    assert ws.ref in fetched.advice or "index file" in fetched.advice
+    assert git(repository, "for-each-ref", "--format=%(objectname)", ws.ref) == made
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """All files, those of git included, but for what a fetch is to bring and a merge's old HEAD."""
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    new = ("/.git/objects/", "/refs/agent-vm/", "/ORIG_HEAD")
+    return {name: path.read_bytes() for name, path in files.items()
+            if not any(part in f"/{name}" for part in new)}  # fmt: skip
+
+
+def test_a_locked_index_is_named(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    git(repository, "checkout", "--quiet", "fix")
+    commit_inside(guest, inside)
+    lock = repository / ".git/index.lock"
+    lock.touch()
+    assert f"Unable to create '{lock}': File exists" in fetch(ws)[0].advice
+    lock.unlink()
+    assert fetch(ws)[0].merged
+
+
+def test_a_file_that_is_in_the_way_is_named(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    git(repository, "checkout", "--quiet", "fix")
+    commit_inside(guest, inside)
+    (repository / "work").touch()
+    assert "would be overwritten by merge: work; then" in fetch(ws)[0].advice
+
+
+def test_what_was_fetched_stays_in_reach_when_the_guest_rewrites_it(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    seen = []
+    for number in range(3):
+        guest.run(f"git commit -q --amend --allow-empty -m {number}", cwd=inside)
+        fetched, _ = fetch(ws)
+        seen.append(at(guest, inside, "HEAD"))
+        assert fetched.earlier == (ws.earlier(seen[number - 1]) if number else "")
+    git(repository, "branch", "--quiet", "-D", "fix")
+    git(repository, "reflog", "expire", "--expire=now", "--expire-unreachable=now", "--all")
+    git(repository, "gc", "--quiet", "--prune=now")
+    for commit_ in seen:
+        assert git(repository, "cat-file", "-t", commit_) == "commit"
+    assert git(repository, "rev-parse", ws.earlier(seen[0])) == seen[0]
+
+
+def test_a_fetch_that_adds_keeps_no_second_ref(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    for message in ("one", "two"):
+        guest.run(f"git commit -q --allow-empty -m {message}", cwd=inside)
+        assert fetch(ws)[0].earlier == ""
+    listed = git(repository, "for-each-ref", "--format=%(refname)").splitlines()
+    assert listed == [ws.ref, "refs/heads/fix", "refs/heads/main"]
+
+
+def test_a_fetch_that_was_killed_half_way_is_taken_up(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    commit_inside(guest, inside)
+    git(repository, "update-ref", ws.incoming, "main")
+    assert fetch(ws)[0].merged
+    assert "incoming" not in git(repository, "for-each-ref")
+
+
+def test_work_arrives_also_from_a_workspace_that_cannot_be_looked_at(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    made = commit_inside(guest, inside)
+    (inside / ".git/index").write_text("garbage")
+    fetched, contents = fetch(ws)
+    assert fetched.merged
+    assert git(repository, "rev-parse", "fix") == made
+    (said,) = contents.losses
+    assert said.startswith("contents that could not be looked at: ")
+
+
 def test_fetch_of_rewritten_commits_keeps_the_branch(
     guest: Guest, repository: Path, ws: Workspace, inside: Path
 ) -> None:
@@ -1101,8 +1217,8 @@ def test_fetch_tells_what_stays_inside(guest: Guest, ws: Workspace, inside: Path
 
 def test_fetch_tells_of_commits_on_no_branch(guest: Guest, ws: Workspace, inside: Path) -> None:
     guest.run("git checkout -q --detach && git commit -q --allow-empty -m i", cwd=inside)
-    assert fetch(ws)[1].losses == ["1 commit on branch HEAD"]
-    assert workspaces.inventory(VM)[0].losses == ["1 commit not fetched"]
+    assert fetch(ws)[1].losses == ["1 commit on no branch"]
+    assert workspaces.inventory(VM)[0].losses == ["1 commit not fetched (1 on no branch)"]
 
 
 def test_fetch_without_a_workspace(guest: Guest, repository: Path) -> None:
@@ -1161,6 +1277,133 @@ def test_what_cannot_be_looked_at_counts_as_work(guest: Guest, ws: Workspace, in
     lost = {row.folder: row.losses for row in workspaces.inventory(VM)}
     unknown = ["contents that could not be looked at"]
     assert lost == {ws.folder: unknown, "notes of an agent": unknown}
+
+
+def test_commits_are_counted_by_branch(guest: Guest, ws: Workspace, inside: Path) -> None:
+    commit_inside(guest, inside)
+    guest.run("git checkout -q -b idea && git commit -q --allow-empty -m i", cwd=inside)
+    guest.run("git commit -q --allow-empty -m i && git checkout -q -b é/日本 fix", cwd=inside)
+    guest.run("git commit -q --allow-empty -m j && git checkout -q fix", cwd=inside)
+    (row,) = workspaces.inventory(VM)
+    assert row.losses == ["4 commits not fetched (2 on branch idea, 1 on branch é/日本)"]
+
+
+@pytest.mark.parametrize(
+    "setting", ["status.showUntrackedFiles no", "diff.ignoreSubmodules all", "status.short true"]
+)
+def test_settings_of_the_guests_git_hide_nothing(
+    guest: Guest, ws: Workspace, inside: Path, setting: str
+) -> None:
+    guest.run("git init -q sub && cd sub && git commit -q --allow-empty -m x", cwd=inside)
+    guest.run("git add sub && git commit -qm sub 2> /dev/null", cwd=inside)
+    fetch(ws)
+    guest.run(f"git config {setting}; touch new sub/new", cwd=inside)
+    wanted = ["1 file with uncommitted changes", "1 file untracked"]
+    assert workspaces.inventory(VM)[0].losses == wanted
+    assert fetch(ws)[1].losses == wanted
+
+
+BROKEN = {
+    "its git is missing": "exit 127",
+    "its git is killed": "kill -9 $$",
+    "what looks is killed": "kill -9 $PPID",
+    "a folder cannot be read": "echo 'warning: could not open directory: no permission' >&2",
+}
+
+
+@pytest.mark.parametrize("state", BROKEN)
+@pytest.mark.parametrize("verb", ["status", "rev-list"])
+def test_whatever_fails_while_looking_counts_as_work(
+    guest: Guest, repository: Path, ws: Workspace, *, state: str, verb: str
+) -> None:
+    push(workspace(repository, "other"))
+    if (state, verb) == ("a folder cannot be read", "rev-list"):
+        pytest.skip("it reads none")
+    script = f'case "$*" in *"{verb}"*) case $PWD in *-fix) {BROKEN[state]} ;; esac ;; esac'
+    wrap(guest, "git", script)
+    rows = {row.folder: row.losses for row in workspaces.inventory(VM)}
+    assert rows == {ws.folder: ["contents that could not be looked at"], "app-other": []}
+
+
+def wrap(guest: Guest, program: str, script: str) -> None:
+    """Have this run before a program of the guest."""
+    path = guest.home / "bin" / program
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f'#!/bin/bash\n{script}\nPATH=${{PATH#*:}}; exec {program} "$@"\n')
+    path.chmod(0o755)
+
+
+def test_an_inventory_that_is_cut_off_is_an_error(guest: Guest, ws: Workspace) -> None:
+    (guest.home / ".bashrc").write_text("( sleep 0.2; kill -9 $$ ) > /dev/null 2>&1 &\n")
+    wrap(guest, "git", "sleep 1")
+    with pytest.raises(AgentVMError):
+        workspaces.inventory(VM)
+
+
+# What the host has, and no longer has
+
+
+def test_what_was_merged_squashed_is_no_loss(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    squash(guest, repository, ws, inside)
+    assert workspaces.inventory(VM)[0].losses == []
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_of_a_squashed_merge_the_files_are_enough(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path, later: bool
+) -> None:
+    squash(guest, repository, ws, inside)
+    git(repository, "update-ref", "-d", ws.ref)
+    if later:
+        commit(repository, "later")
+    assert workspaces.inventory(VM)[0].losses == []
+    git(repository, "reset", "--quiet", "--hard", "HEAD~2" if later else "HEAD~")
+    assert workspaces.inventory(VM)[0].losses == ["2 commits not fetched"]
+
+
+def squash(guest: Guest, repository: Path, ws: Workspace, inside: Path) -> None:
+    """Fetch two commits, merge them as one, delete the branch."""
+    commit_inside(guest, inside)
+    guest.run("git commit -q --allow-empty -m more", cwd=inside)
+    fetch(ws)
+    git(repository, "merge", "--quiet", "--squash", "fix")
+    git(repository, "commit", "--quiet", "--message", "squashed")
+    git(repository, "branch", "--quiet", "-D", "fix")
+
+
+def test_what_the_host_has_lost_counts_as_work_again(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    commit_inside(guest, inside)
+    fetch(ws)
+    git(repository, "branch", "--quiet", "-D", "fix")
+    assert workspaces.inventory(VM)[0].losses == []
+    git(repository, "update-ref", "-d", ws.ref)
+    assert workspaces.inventory(VM)[0].losses == ["1 commit not fetched"]
+    shutil.rmtree(repository)
+    assert workspaces.inventory(VM)[0].losses == ["2 commits not fetched"]
+
+
+def test_the_guests_word_for_what_the_host_has_does_not_count(
+    guest: Guest, ws: Workspace, inside: Path
+) -> None:
+    commit_inside(guest, inside)
+    guest.run("git update-ref refs/agent-vm/in/fix HEAD", cwd=inside)
+    assert workspaces.inventory(VM)[0].losses == ["1 commit not fetched"]
+
+
+def test_a_damaged_note_of_what_the_host_has_counts_for_nothing(
+    guest: Guest, home: Path, ws: Workspace
+) -> None:
+    note = home / ".agent-vm" / VM / "shared" / ws.key
+    assert workspaces.inventory(VM)[0].losses == []
+    for text in ("", "[]", "{", "\0"):
+        note.write_text(text)
+        assert workspaces.inventory(VM)[0].losses == ["1 commit not fetched"]
+    assert push(ws) == ("current", "")
+    assert workspaces.inventory(VM)[0].losses == []
 
 
 def test_what_a_tag_alone_holds_counts_as_work(guest: Guest, ws: Workspace, inside: Path) -> None:

@@ -10,10 +10,10 @@ from invoke.tasks import task
 
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks import undo as kept
-from agent_vm_tasks.console import printable, table
+from agent_vm_tasks.console import one_line, table
 
 from ._edge import guarded
-from .work import running
+from .work import existing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,9 +39,9 @@ def undo(c: Context, workspace: str | None = None, json: bool = False) -> None:
         print(_as_json(name, found) if json else _as_text(name, found))
         return
     wanted = kept.find(name, workspace)
-    running(chosen, c)
+    existing(chosen, c)
     kept.restore(name, wanted)
-    print(printable(f"{wanted.folder} is in the VM again."))
+    print(one_line(f"{wanted.folder} is in the VM again."))
 
 
 def _as_json(name: str, found: Sequence[kept.Kept]) -> str:

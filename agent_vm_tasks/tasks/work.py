@@ -101,10 +101,16 @@ def fetch(c: Context, branch: str | None = None) -> None:
     """
     chosen = configuration.load()
     ws = _workspace(chosen, branch)
-    _existing(chosen, c)
+    existing(chosen, c)
     fetched, contents = workspaces.fetch(ws, say)
     for line in contents.losses:
         warn(f"left in the workspace: {line}")
+    if fetched.earlier:
+        warn(
+            f"{ws.branch} was rewritten in the VM; what was fetched before is at {fetched.earlier}"
+        )
+    for line in fetched.clashes[:MOST_TOLD]:
+        warn(f"one file where case is ignored: {line}")
     for line in fetched.runs[:MOST_TOLD]:
         warn(f"runs on this machine, so look at it first: {line}")
     if more := len(fetched.runs[MOST_TOLD:]):
@@ -125,7 +131,7 @@ def clean(c: Context, branch: str | None = None, force: bool = False) -> None:
     """
     chosen = configuration.load()
     ws = _workspace(chosen, branch)
-    _existing(chosen, c)
+    existing(chosen, c)
     rows = [row for row in workspaces.inventory(ws.vm) if row.key == ws.key or _lost(row, ws)]
     if not rows:
         print(f"There is no workspace of {ws.branch}.")
@@ -141,7 +147,7 @@ def clean_all(c: Context, force: bool = False) -> None:
     Example: clean-all --force
     """
     chosen = configuration.load()
-    _existing(chosen, c)
+    existing(chosen, c)
     _remove(chosen, workspaces.inventory(chosen.vm.name), force=force)
 
 
@@ -164,7 +170,7 @@ def running(chosen: configuration.Settings, c: Context) -> bool:
     return ready
 
 
-def _existing(chosen: configuration.Settings, c: Context) -> None:
+def existing(chosen: configuration.Settings, c: Context) -> None:
     """Like `running`, but no VM is created to say that nothing is in it."""
     if not vm.ready(chosen.vm.name):
         vm.require_exists(chosen.vm.name)

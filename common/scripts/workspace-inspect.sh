@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # What a workspace holds besides the commits on its branch.
-# Arguments: key, branch, and the commit that the host has fetched already, if any.
+# Arguments: key, branch, and the commits that the host has seen, if any.
 # Prints NUL-ended: found, head, uncommitted, untracked, stashes, then pairs of another branch's
 # name and its count of commits that neither the host nor the branch has. "missing" for none.
 set -euo pipefail
@@ -20,19 +20,25 @@ elsewhere() {
 }
 known=("$@")
 
-exec {state}< <(git status --porcelain=v2 --branch --show-stash || echo failed)
+# What the agent has set for its own git must not hide anything.
+exec {state}< <(git status --porcelain=v2 --branch --show-stash --untracked-files=normal \
+    --ignore-submodules=none 2>&1 && echo whole)
 all=$(elsewhere --exclude=refs/stash --all)
-head='(unknown)' uncommitted=0 untracked=0 stashes=0
+head='(unknown)' uncommitted=0 untracked=0 stashes=0 line=''
 while IFS= read -r line; do
     case $line in
-        failed) exit 1 ;;
         '# branch.head '*) head=${line#'# branch.head '} ;;
         '# stash '*) stashes=${line#'# stash '} ;;
         '#'*) ;;
         '? '*) untracked=$((untracked + 1)) ;;
-        *) uncommitted=$((uncommitted + 1)) ;;
+        [12u]' '*) uncommitted=$((uncommitted + 1)) ;;
+        *) break ;; # the end, an error, or a warning of a folder that cannot be read
     esac
 done <&"$state"
+[ "$line" = whole ] || {
+    echo "${line:-git status was ended}" >&2
+    exit 1
+}
 
 others=()
 if [ "$all" != 0 ]; then

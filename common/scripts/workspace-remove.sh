@@ -7,7 +7,8 @@ for folder in "$@"; do
     path=$HOME/workspace/$folder
     key=$(head -n 1 "$path/.git/agent-vm" 2> /dev/null || true)
     chmod -R u+w -- "$path" 2> /dev/null || true
-    rm -rf -- "$path" 2> /dev/null || sudo rm -rf -- "$path"
+    # Nothing of what is mounted in it, of which no copy was kept.
+    rm -rf --one-file-system -- "$path" 2> /dev/null || sudo rm -rf --one-file-system -- "$path"
     case $key in *[!0-9a-f]* | '') ;; *) rm -f -- "$HOME/.agent-vm/workspaces/$key" ;; esac
     printf '%s\0' "$folder"
 done

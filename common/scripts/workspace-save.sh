@@ -5,6 +5,10 @@
 set -euo pipefail
 folder=$1
 shift
+[ ! -L "$HOME/workspace/$folder" ] || {
+    echo "workspace/$folder is a link in the VM, to $(readlink "$HOME/workspace/$folder")" >&2
+    exit 1
+}
 cd -P "$HOME/workspace/$folder"
 left=$(mktemp)
 trap 'rm -f "$left"' EXIT
@@ -16,6 +20,6 @@ done | tr '\0' '\n' | sed 's|^|./|; s|/$||' > "$left"
 as_root=()
 ! sudo -n true 2> /dev/null || as_root=(sudo -n)
 # 1: a file changed while it was read, which an agent at work may do.
-"${as_root[@]}" tar --create --file=- --sparse --no-wildcards --anchored --exclude-from="$left" . ||
+"${as_root[@]}" tar --create --file=- --sparse --one-file-system --no-wildcards --anchored --exclude-from="$left" . ||
     [ $? = 1 ]
 echo agent-vm: whole

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_vm_tasks import workspaces
-from tests.conftest import VM, commit, git, wait_until
+from tests.conftest import VM, commit, git, make_repository, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,6 +88,101 @@ def test_the_users_filters_are_told_not_to_follow_the_guest(
     assert (home / "asked").read_text() == "skip=1\n"
 
 
+def test_a_watcher_of_the_users_that_lies_in_the_tree_does_not_run(
+    guest: Guest, home: Path, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    executable(repository / "watch", "exit 1")
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "--message", "watch")
+    git(repository, "config", "core.fsmonitor", "./watch")
+    push(ws)
+    executable(inside / "watch", f"touch {home}/ran")
+    for message in ("first", "second"):
+        guest.run(f"git add . && git commit -q --allow-empty -m {message}", cwd=inside)
+        assert fetch(ws).merged
+    assert (repository / "watch").read_text() == (inside / "watch").read_text()
+    assert not (home / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["tools/smudge", "sh ./tools/smudge %f", '"$(git rev-parse --show-toplevel)/tools/smudge"'],
+)
+def test_a_filter_of_the_users_that_lies_in_the_tree_does_not_run(
+    guest: Guest, home: Path, ws: Workspace, inside: Path, command: str
+) -> None:
+    repository = ws.repository.path
+    executable(repository / "tools/smudge", "cat")
+    commit(repository, ".gitattributes", "*.txt filter=own\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "--message", "filter")
+    git(repository, "config", "filter.own.smudge", command)
+    push(ws)
+    executable(inside / "tools/smudge", f"touch {home}/ran; cat")
+    (inside / "z.txt").write_text("filtered\n")
+    guest.run("git add . && git commit -q -m filter", cwd=inside)
+    fetched = fetch(ws)
+    assert not (home / "ran").exists()
+    assert fetched.advice == (
+        f"your git runs or reads tools/smudge in {repository}: look first, "
+        f"then `git merge --ff-only {ws.ref}`"
+    )
+    git(repository, "merge", "--quiet", "--ff-only", ws.ref)
+    assert (home / "ran").exists()  # which is why
+
+
+def test_settings_of_the_users_that_lie_in_the_tree_are_not_replaced(
+    guest: Guest, home: Path, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    commit(repository, ".gitconfig", "[alias]\n\tst = status\n")
+    git(repository, "config", "include.path", "../.gitconfig")
+    push(ws)
+    guest.run("git commit -q --allow-empty -m harmless", cwd=inside)
+    assert fetch(ws).merged
+    (inside / ".gitconfig").write_text(f"[core]\n\tfsmonitor = touch {home}/ran\n")
+    guest.run("git commit -qam evil", cwd=inside)
+    assert "your git runs or reads .gitconfig in" in fetch(ws).advice
+    git(repository, "status")
+    assert not (home / "ran").exists()
+
+
+def test_a_converter_of_the_users_that_lies_in_the_tree_does_not_run(
+    guest: Guest, home: Path, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    for key in ("diff.own.textconv", "diff.own.command", "diff.external"):
+        git(repository, "config", key, f"touch {home}/ran; cat")
+    (inside / ".gitattributes").write_text("* diff=own\n")
+    (inside / "README").write_text("changed\n")
+    guest.run("git add . && git commit -q -m convert", cwd=inside)
+    assert fetch(ws).merged
+    assert not (home / "ran").exists()
+
+
+def test_a_fetch_leaves_the_rest_of_the_repository_alone(
+    guest: Guest, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    """Not even what the guest's repository has for itself: alternates, hooks, settings, grafts."""
+    git(repository, "checkout", "--quiet", "main")
+    git(repository, "update-index", "--refresh")
+    before = own_files(repository)
+    guest.run("git commit -q --allow-empty -m x; git config core.fsmonitor 'touch x'", cwd=inside)
+    (inside / ".git/objects/info/alternates").write_text(f"{repository}/.git/objects\n")
+    (inside / ".git/objects/info/http-alternates").write_text("http://127.0.0.1:1/objects\n")
+    executable(inside / ".git/hooks/post-checkout", "touch ran")
+    assert fetch(ws).merged
+    assert own_files(repository) == before
+
+
+def own_files(repository: Path) -> dict[str, bytes]:
+    """What is in .git besides the branch, the ref of the workspace, their logs and objects."""
+    top = repository / ".git"
+    files = {str(path.relative_to(top)): path for path in top.rglob("*") if path.is_file()}
+    objects = re.compile(r"objects/(..|pack)/")
+    named = re.compile(r"refs/(heads/fix|agent-vm/.*)$")
+    return {name: path.read_bytes() for name, path in files.items()
+            if not objects.match(name) and not named.search(name)}  # fmt: skip
+
+
 def test_tags_and_other_refs_do_not_come_in(
     guest: Guest, repository: Path, ws: Workspace, inside: Path
 ) -> None:
@@ -156,6 +251,26 @@ def test_a_submodule_of_the_guest_is_not_cloned(
     fetch(ws)
     assert not (home / "ran").exists()
     assert not list((repository / ".git").glob("modules/*"))
+
+
+def test_the_files_of_a_submodule_stay_whatever_the_guest_points_it_to(
+    guest: Guest, home: Path, repository: Path, ws: Workspace, inside: Path
+) -> None:
+    make_repository(home / "lib")
+    second = commit(home / "lib", "second")
+    allow = ("-c", "protocol.file.allow=always")
+    git(repository, *allow, "submodule", "--quiet", "add", str(home / "lib"), "sub")
+    git(repository / "sub", "checkout", "--quiet", "HEAD~")
+    git(repository, "commit", "--quiet", "--all", "--message", "a submodule")
+    git(repository, "config", "submodule.recurse", "true")
+    push(ws)
+    before = git(repository / "sub", "rev-parse", "HEAD")
+    for target in (second, before, "1" * 40):
+        guest.run(f"git update-index --cacheinfo 160000,{target},sub", cwd=inside)
+        guest.run("git commit -q -m moved", cwd=inside)
+        assert fetch(ws).merged
+        assert git(repository / "sub", "rev-parse", "HEAD") == before
+        assert not (repository / "sub/second").exists()
 
 
 def test_a_peer_that_never_answers_ends_with_an_interrupt(

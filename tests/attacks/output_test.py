@@ -108,6 +108,28 @@ def test_progress_of_the_guests_programs(
     )
 
 
+def test_a_files_name_that_looks_like_a_line_of_ours(
+    guest: Guest, inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (inside / "x\nfix is up to date with the VM.").mkdir()
+    (inside / "x\nfix is up to date with the VM./.envrc").touch()
+    (inside / f"{EVIL}.code-workspace").touch()
+    guest.run("git add . && git commit -q -m x", cwd=inside)
+    text = said(capsys, "fetch", "--branch", "fix")
+    assert text.splitlines().count("fix is up to date with the VM.") == 1
+    assert r"look at it first: x\nfix is up to date" in text
+    assert f"look at it first: {SHOWN}.code-workspace (the editor)" in text
+
+
+def test_a_folders_name_that_looks_like_a_line_of_ours(
+    guest: Guest, inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (guest.workspaces / "x\nDeleted 0 workspaces.").mkdir()
+    text = said(capsys, "clean-all")
+    assert r"would be lost: x\nDeleted 0 workspaces.: " in text
+    assert "Deleted 0 workspaces." not in text.splitlines()
+
+
 def q(text: str) -> str:
     return shlex.quote(text)
 

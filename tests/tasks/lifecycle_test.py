@@ -292,7 +292,7 @@ def test_destroy_without_a_terminal_needs_force_and_says_what_would_be_lost(
     said = agent_vm("destroy")
     assert (said.status, said.out) == (1, "")
     assert said.err == (
-        "warning: would be lost: app-fix: 1 commit not fetched\n"
+        "warning: would be lost: app-fix: 1 commit not fetched (1 on branch main)\n"
         "warning: would be lost: app-fix: 1 file untracked\n"
         "agent-vm: will not destroy the VM without being asked to; add --force\n"
     )
@@ -300,6 +300,25 @@ def test_destroy_without_a_terminal_needs_force_and_says_what_would_be_lost(
     back = "; `agent-vm undo` lists what can be brought back"
     assert agent_vm("destroy", "--force").out == f"The VM is destroyed{back}.\n"
     assert limactl.instance() is None
+
+
+@pytest.mark.parametrize("state", ["silent", "stopped"])
+def test_destroy_says_what_it_could_not_look_at(
+    limactl: Limactl, guest: Guest, agent_vm: Command, state: str
+) -> None:
+    limactl.adopt(guest)
+    a_workspace(guest, "app-fix")
+    (Path.home() / ".agent-vm" / VM / "ready").unlink()
+    limactl.change(**({"sshLocalPort": 1} if state == "silent" else {"status": "Stopped"}))
+    why = {"silent": "the VM agent-vm runs, but ssh does not get in: ",
+           "stopped": "the VM is not running"}[state]  # fmt: skip
+    said = agent_vm("destroy")
+    assert said.status == 1
+    assert f"would be lost: workspaces that could not be looked at: {why}" in said.err
+    assert limactl.instance() is not None
+    said = agent_vm("destroy", "--force")
+    assert f"workspaces were not looked at and no copy is kept of them: {why}" in said.err
+    assert said.out == "The VM is destroyed.\n"
 
 
 def test_destroy_without_a_vm_has_nothing_to_ask(limactl: Limactl, agent_vm: Command) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conftest import commit
+from tests.conftest import commit, git
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,6 +81,39 @@ def test_how_long_copies_are_kept_is_the_users_to_say(
 def test_no_vm_is_made_to_say_what_is_kept(home: Path, limactl: Limactl, agent_vm: Command) -> None:
     assert agent_vm("undo").status == 0
     assert limactl.calls() == []
+
+
+def test_bringing_back_makes_no_vm(deleted: Guest, limactl: Limactl, agent_vm: Command) -> None:
+    agent_vm("destroy", "--force")
+    said = agent_vm("undo", "app-fix")
+    assert said.status == 1
+    assert said.error == "agent-vm: there is no VM agent-vm; `agent-vm start` creates it"
+    assert [call[0] for call in limactl.calls()] == ["stop", "delete"]
+
+
+def test_a_new_vm_gets_back_what_was_destroyed_with_the_old(
+    vm: Guest, repository: Path, agent_vm: Command
+) -> None:
+    agent_vm("push", "fix")
+    new = commit(vm.workspaces / "app-fix", "work")
+    agent_vm("destroy", "--force")
+    for folder in (".agent-vm", "workspace"):
+        shutil.rmtree(vm.home / folder)
+    agent_vm("start")
+    assert agent_vm("undo", "app-fix").out == "app-fix is in the VM again.\n"
+    assert agent_vm("fetch", "fix").status == 0
+    assert git(repository, "rev-parse", "fix") == new
+
+
+def test_a_stopped_vm_is_started_to_bring_it_back(
+    limactl: Limactl, guest_home: Path, repository: Path, agent_vm: Command
+) -> None:
+    agent_vm("push", "fix")
+    commit(guest_home / "workspace/app-fix", "work")
+    agent_vm("clean", "fix", "--force")
+    agent_vm("stop")
+    assert agent_vm("undo", "app-fix").out == "app-fix is in the VM again.\n"
+    assert (guest_home / "workspace/app-fix/work").exists()
 
 
 def test_a_fetch_names_what_would_run_here(vm: Guest, repository: Path, agent_vm: Command) -> None:

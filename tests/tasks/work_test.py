@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -217,6 +219,82 @@ def test_clean_refuses_without_a_terminal_and_says_what_would_be_lost(
     assert agent_vm("clean", "fix", "--force").out == f"Deleted 1 workspace{back}.\n"
     assert not (vm.workspaces / "app-fix").exists()
     assert git(repository, "rev-parse", "fix")
+
+
+def test_a_rewritten_branch_arrives_and_both_histories_are_named(
+    vm: Guest, repository: Path, agent_vm: Command
+) -> None:
+    agent_vm("push", "fix")
+    inside = vm.workspaces / "app-fix"
+    old = commit(inside, "work")
+    agent_vm("fetch", "fix")
+    vm.run("git commit -q --amend -m rewritten", cwd=inside)
+    said = agent_vm("fetch", "fix")
+    assert said.status == 1
+    ref = f"refs/agent-vm-earlier/app-fix/{old[:12]}"
+    assert (
+        f"warning: fix was rewritten in the VM; what was fetched before is at {ref}\n" in said.err
+    )
+    assert said.error == (
+        "agent-vm: the work is at refs/agent-vm/app-fix/fix, fix was not moved; "
+        "fix has diverged; merge it with `git merge refs/agent-vm/app-fix/fix`"
+    )
+    assert git(repository, "rev-parse", ref) == git(repository, "rev-parse", "fix") == old
+
+
+def test_fetch_names_what_is_one_file_where_case_is_ignored(
+    vm: Guest, repository: Path, agent_vm: Command
+) -> None:
+    agent_vm("push", "fix")
+    commit(vm.workspaces / "app-fix", "Readme")
+    said = agent_vm("fetch", "fix")
+    assert said.status == 0
+    assert "warning: one file where case is ignored: README and Readme\n" in said.err
+
+
+def test_clean_lists_for_each_workspace_what_would_be_lost(
+    vm: Guest, repository: Path, agent_vm: Command
+) -> None:
+    agent_vm("push", "one", "push", "two")
+    one, two = (vm.workspaces / f"app-{name}" for name in ("one", "two"))
+    vm.run(
+        "git checkout -q -b idea; git commit -q --allow-empty -m i; git checkout -q one", cwd=one
+    )
+    vm.run("echo 1 > README; git stash -q; echo 2 > README; touch new", cwd=one)
+    vm.run("rm -rf .git", cwd=two)
+    said = agent_vm("clean-all")
+    assert said.err.splitlines()[:-1] == [
+        "warning: would be lost: app-one: 1 commit not fetched (1 on branch idea)",
+        "warning: would be lost: app-one: 1 file with uncommitted changes",
+        "warning: would be lost: app-one: 1 file untracked",
+        "warning: would be lost: app-one: 1 stash kept",
+        "warning: would be lost: app-two: contents that could not be looked at",
+    ]
+    assert said.status == 1
+    assert sorted(path.name for path in vm.workspaces.iterdir()) == ["app-one", "app-two"]
+
+
+@pytest.mark.parametrize("typed", ["n\n", "\n", "", "nearly yes\n"])
+def test_clean_at_a_terminal_takes_yes_only(
+    vm: Guest,
+    repository: Path,
+    agent_vm: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: str,
+) -> None:
+    agent_vm("push", "fix")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", Terminal(typed))
+    assert agent_vm("clean", "fix").error.endswith("agent-vm: nothing was deleted")
+    assert (vm.workspaces / "app-fix").exists()
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    assert agent_vm("clean", "fix").out == "Deleted 1 workspace.\n"
+    assert not (vm.workspaces / "app-fix").exists()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def test_clean_takes_one_workspace_only(vm: Guest, repository: Path, agent_vm: Command) -> None:

@@ -75,7 +75,10 @@ class User:
         return top
 
 
-ORDER = ("main_job", "guest_work", "provision", "secrets", "nested", "sync", "faults", "kept_disk")
+ORDER = (
+    "main_job", "guest_work", "provision", "secrets", "nested", "sync", "safety", "faults",
+    "kept_disk",
+)  # fmt: skip
 """The files share one VM: the first sees it made, the last destroys it."""
 
 
