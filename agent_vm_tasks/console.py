@@ -6,6 +6,10 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable
 
+# The normal screen, a soft reset, and no reports of mouse, focus or pastes (xterm's ctlseqs); the
+# last takes back kitty's keys.
+_RESET = "\x1b[?1047l\x1b[!p\x1b[?1000;1002;1003;1004;1006;2004l\x1b[<u"
+
 Say = Callable[[str], None]
 """How the core tells what it is doing: one line of text, no terminal assumed."""
 
@@ -27,11 +31,29 @@ def _escape(char: str) -> str:
 
 def say(line: str) -> None:
     """Tell progress; on stderr, so that stdout carries only what was asked for."""
-    print(printable(line), file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def warn(line: str) -> None:
-    print(printable(f"warning: {line}"), file=sys.stderr, flush=True)
+    print(one_line(f"warning: {line}"), file=sys.stderr, flush=True)
+
+
+def reset() -> None:
+    """Take back what a program that was cut off has made of the terminal."""
+    if sys.stdout.isatty():
+        print(_RESET, end="", flush=True)
+
+
+def one_line(text: str) -> str:
+    """Printable, and on one line: a name from the guest cannot look like a message of ours."""
+    return printable(text).replace("\n", r"\n")
+
+
+def as_json(value: object) -> str:
+    """JSON without control characters: of these json leaves DEL as it is."""
+    import json
+
+    return json.dumps(value, indent=2).replace("\x7f", r"\u007f")
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
@@ -43,5 +65,4 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
 
 
 def _cell(value: object) -> str:
-    text = "?" if value is None else printable(str(value))
-    return text.replace("\n", r"\n").replace("\t", r"\t")
+    return "?" if value is None else one_line(str(value)).replace("\t", r"\t")

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
@@ -183,15 +184,39 @@ def follow(
 
 
 def interactive(argv: Sequence[str]) -> int:
-    """Run `argv` on this terminal and return its status; Ctrl-C is the program's, not ours."""
+    """Run `argv` on this terminal and return its status; Ctrl-C is the program's, not ours.
+
+    It does not outlive us, and it ends first: it may have to put the terminal back.
+    """
     log.debug("run: %s", shlex.join(argv))
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        return subprocess.run(argv, check=False, preexec_fn=_default_sigint).returncode
+        child = subprocess.Popen(argv, preexec_fn=_foreground())
+        with _ended_with_us(child):
+            return child.wait()
     except OSError as error:
         raise _unusable(argv[0], error) from None
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def _ended_with_us(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Have a SIGTERM to us end the child before ourselves."""
+    asked = False
+
+    def end(*_: object) -> None:
+        nonlocal asked
+        asked = True
+        child.terminate()
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        if asked:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def kill(child: subprocess.Popen[bytes]) -> None:
@@ -229,8 +254,18 @@ def _unusable(program: str, error: OSError, user: str | None = None) -> AgentVME
     return AgentVMError(f"{program} cannot be executed: {error.strerror}")
 
 
-def _default_sigint() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _foreground() -> Callable[[], None]:
+    """For the child: Ctrl-C ends it, and on Linux so does our end, were it by SIGKILL."""
+    import ctypes
+
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if libc:
+            libc.prctl(1, signal.SIGHUP)  # PR_SET_PDEATHSIG
+
+    return prepare
 
 
 def _identity(user: str | None) -> dict[str, Any]:

@@ -17,16 +17,20 @@ if TYPE_CHECKING:
 
 
 def folder(name: str) -> Path:
-    """The folder of the VM `name`; made when missing, readable by its owner only."""
-    path = Path.home() / ".agent-vm" / name
+    """The folder of the VM `name`; `write` and `lock` make it."""
+    return Path.home() / ".agent-vm" / name
+
+
+def make(path: Path) -> None:
+    """Make a folder of ours, readable by its owner only, where it is missing."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path
 
 
 def write(path: Path, text: str) -> None:
     """Replace a file whole: a reader sees the old text or the new, never half of it."""
     import tempfile
 
+    make(path.parent)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -43,6 +47,7 @@ def write(path: Path, text: str) -> None:
 def lock(name: str, say: Say) -> Iterator[None]:
     """Hold the VM's lock; waits for another command, naming it. The kernel frees it at any end."""
     path = folder(name) / "lock"
+    make(path.parent)
     with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -83,7 +84,7 @@ def weigh(vm: str, rows: Sequence[Row]) -> dict[str, Weight]:
     fields = guest.script(vm, "workspace-weigh.sh", *(row.folder for row in rows), timeout=600)
     if len(fields) != 4 * len(rows):
         raise AgentVMError("the VM gave a strange answer", "its ~/.bashrc may not print anything")
-    numbers = [int(field) if field.isdecimal() else None for field in fields]
+    numbers = [int(field) if re.fullmatch("[0-9]{1,18}", field) else None for field in fields]
     return {row.folder: Weight(*numbers[4 * at : 4 * at + 4]) for at, row in enumerate(rows)}
 
 
@@ -127,7 +128,7 @@ def find(vm: str, wanted: str) -> Kept:
     for kept in listed(vm):
         if wanted in (kept.id, kept.folder):
             return kept
-    raise AgentVMError(f"nothing is kept under {wanted}", "`agent-vm undo` lists it")
+    raise AgentVMError(f"nothing is kept under {wanted!r}", "`agent-vm undo` lists it")
 
 
 def restore(vm: str, kept: Kept) -> None:
@@ -174,6 +175,7 @@ def _keep(vm: str, row: Row, without: Sequence[str], days: int, say: Say) -> Kep
 
 def _receive(vm: str, kept: Kept, without: Sequence[str]) -> None:
     folder = _folder(vm) / kept.id
+    state.make(folder.parent)
     folder.mkdir(mode=0o700)
     archive = folder / _ARCHIVE
     with archive.open("xb") as file:
@@ -198,9 +200,7 @@ def _read(path: Path) -> Kept | None:
 
 
 def _folder(vm: str) -> Path:
-    path = state.folder(vm) / "undo"
-    path.mkdir(mode=0o700, exist_ok=True)
-    return path
+    return state.folder(vm) / "undo"
 
 
 def _forget(vm: str, name: str) -> None:

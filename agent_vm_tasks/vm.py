@@ -67,7 +67,7 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
     name = settings.vm.name
     given = secrets.collect(settings)
     host.require_lima()
-    _look_over(settings)
+    look_over(settings)
     with state.lock(name, say):
         found = find(name)
         warnings = [*given.warnings, *_differences(settings, found)]
@@ -134,13 +134,18 @@ def install(
         _note(settings.vm.name, _asked(settings))
 
 
+def made_here(name: str) -> bool:
+    """Whether agent-vm has made a VM of that name for this user; asks no Lima."""
+    return guest.known_hosts(name).exists()
+
+
 def find(name: str) -> Instance | None:
     """The VM, or None; raises AgentVMError for an instance that was not made here.
 
     A repository's settings may name the VM: they must not lead to somebody else's.
     """
     found = lima.find(name)
-    if found is not None and not guest.known_hosts(name).exists():
+    if found is not None and not made_here(name):
         raise AgentVMError(
             f"there is a Lima instance {name} that agent-vm did not make for this user",
             f"set another vm.name, or remove it with `limactl delete {name}`",
@@ -290,10 +295,12 @@ def _answering(settings: Settings, instance: Instance, say: Say) -> Instance:
         instance = found if found.running else _boot(settings, found, say)
 
 
-def _look_over(settings: Settings) -> None:
-    """Read what is to go in before anything is started: it may not be there."""
+def look_over(settings: Settings) -> None:
+    """Read what is to go in before anything is started: it may not be there. Raises AgentVMError."""
     from . import stages
 
+    if not made_here(settings.vm.name):
+        creation.look_over(settings)
     if settings.provision.enabled:
         stages.home_files()
         _asked(settings)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec, TextIO, TypeVar
 
 from invoke.exceptions import Exit
 
-from agent_vm_tasks.console import printable, warn
+from agent_vm_tasks.console import one_line, warn
 from agent_vm_tasks.errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -57,13 +57,13 @@ def confirm(doing: str, losses: list[str]) -> None:
         warn(f"would be lost: {loss}")
     if not sys.stdin.isatty() or not sys.stderr.isatty():
         raise AgentVMError(f"will not {doing} without being asked to", "add --force")
-    print(printable(f"agent-vm: {doing}? [y/N] "), end="", file=sys.stderr, flush=True)
+    print(one_line(f"agent-vm: {doing}? [y/N] "), end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
         raise AgentVMError("nothing was deleted")
 
 
 def _exit(message: str, status: int) -> Exit:
-    return Exit(f"agent-vm: {printable(message)}", status)
+    return Exit(f"agent-vm: {one_line(message)}", status)
 
 
 def _drop_dead_streams() -> bool:

@@ -10,7 +10,7 @@ import pytest
 from agent_vm_tasks import guest as ssh_guest
 from agent_vm_tasks import settings, workspaces
 from agent_vm_tasks import vm as life
-from tests.conftest import VM, commit, git, make_repository
+from tests.conftest import VM, commit, git
 
 if TYPE_CHECKING:
     from tests.cli import Said
@@ -216,122 +216,6 @@ def test_fetch_of_a_branch_without_a_workspace(
         "agent-vm: there is no workspace of fix in the VM; make it with `agent-vm connect fix`"
     )
     assert agent_vm("fetch", "fix").status == 1
-
-
-@pytest.mark.parametrize("verb", ["push", "fetch", "clean"])
-def test_no_branch_is_never_guessed(
-    home: Path, limactl: Limactl, repository: Path, agent_vm: Command, verb: str
-) -> None:
-    assert one_line(agent_vm(verb), 2) == "no branch is named; add --branch NAME"
-    assert untouched(home, limactl, repository)
-
-
-GIT_RULE = "git does not allow it (git-check-ref-format(1))"
-BAD_BRANCHES = [
-    ("", "it is empty"),
-    ("-x", "it starts with a dash"),
-    ("--upload-pack=x", "it starts with a dash"),
-    ("@", "git gives that name another meaning"),
-    ("HEAD", "git gives that name another meaning"),
-    ("refs/heads/x", "git gives that name another meaning"),
-    ("a\x1b[31m", "it holds control or formatting characters"),
-    ("a\nb", "it holds control or formatting characters"),
-    ("a\u202eb", "it holds control or formatting characters"),
-    ("x" * 201, "it is longer than 200 bytes"),
-    ("é" * 101, "it is longer than 200 bytes"),
-    ("a b", GIT_RULE),
-    ("a..b", GIT_RULE),
-    ("a.lock", GIT_RULE),
-    ("a~1", GIT_RULE),
-    ("/a", GIT_RULE),
-    ("a/", GIT_RULE),
-    (".a", GIT_RULE),
-    ("a@{1}", GIT_RULE),
-    ("a:b", GIT_RULE),
-]
-
-
-@pytest.mark.parametrize(
-    ("verb", "branch", "rule"),
-    [
-        *(("push", *bad) for bad in BAD_BRANCHES),
-        *((verb, "-x", "it starts with a dash") for verb in WITH_BRANCH),
-    ],
-)
-def test_a_name_that_no_branch_can_have_is_refused_before_anything_is_made(
-    home: Path,
-    limactl: Limactl,
-    repository: Path,
-    agent_vm: Command,
-    *,
-    verb: str,
-    branch: str,
-    rule: str,
-) -> None:
-    error = one_line(agent_vm(verb, f"--branch={branch}"), 2)
-    assert error.endswith(f" is not a branch name: {rule}; give a name such as fix-login")
-    assert error.isprintable()
-    assert untouched(home, limactl, repository)
-
-
-@pytest.mark.parametrize("verb", WITH_BRANCH)
-def test_outside_a_repository(home: Path, limactl: Limactl, agent_vm: Command, verb: str) -> None:
-    error = one_line(agent_vm(verb, "fix"), 1)
-    assert error == f"{home} is not in a git repository; cd into one, or run `git init`"
-    assert untouched(home, limactl)
-
-
-@pytest.mark.parametrize("verb", ["connect", "push"])
-def test_a_repository_without_commits(
-    home: Path,
-    limactl: Limactl,
-    agent_vm: Command,
-    monkeypatch: pytest.MonkeyPatch,
-    verb: str,
-) -> None:
-    empty = home / "empty"
-    empty.mkdir()
-    git(empty, "init", "--quiet")
-    monkeypatch.chdir(empty)
-    error = one_line(agent_vm(verb, "fix"), 1)
-    assert error == f"{empty} has no commits yet; commit something first"
-    assert untouched(home, limactl)
-
-
-def test_a_bare_repository(
-    home: Path, limactl: Limactl, agent_vm: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bare = home / "bare.git"
-    bare.mkdir()
-    git(bare, "init", "--quiet", "--bare")
-    monkeypatch.chdir(bare)
-    assert one_line(agent_vm("push", "fix"), 1) == (
-        f"{bare} has no working tree; use a normal clone of it"
-    )
-    assert untouched(home, limactl)
-
-
-def test_a_branch_that_git_cannot_make(vm: Guest, repository: Path, agent_vm: Command) -> None:
-    """A branch `a` leaves no room for a branch `a/b`."""
-    git(repository, "branch", "a")
-    said = agent_vm("push", "a/b")
-    assert (said.status, said.out) == (1, "")
-    assert said.error.startswith("agent-vm: creating branch a/b failed: ")
-    assert not list(vm.workspaces.iterdir())
-
-
-@pytest.mark.parametrize("verb", WITH_BRANCH)
-def test_in_the_mount_nothing_is_done(
-    home: Path, limactl: Limactl, agent_vm: Command, monkeypatch: pytest.MonkeyPatch, verb: str
-) -> None:
-    inside = home / ".agent-vm-mounts" / "workspace" / "app-fix"
-    make_repository(inside)
-    monkeypatch.chdir(inside)
-    error = one_line(agent_vm(verb, "fix"), 1)
-    assert error == (
-        f"{inside} belongs to the VM; run agent-vm in your own repository on this machine"
-    )
-    assert untouched(home, limactl)
 
 
 def test_a_lost_connection_says_how_to_return(

@@ -75,7 +75,9 @@ class User:
         return top
 
 
-ORDER = ("main_job", "guest_work", "provision", "secrets", "nested", "faults", "kept_disk")
+ORDER = (
+    "main_job", "guest_work", "terminal", "provision", "secrets", "nested", "faults", "kept_disk",
+)  # fmt: skip
 """The files share one VM: the first sees it made, the last destroys it."""
 
 
