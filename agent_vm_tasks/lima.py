@@ -75,7 +75,7 @@ def find(name: str) -> Instance | None:
     """The instance of that name, or None.
 
     Asks by name and with a template: `--format json` fails for all when one instance is odd
-    (Lima 2.2.0, cmd/limactl/list.go). Raises UsageError for a LIMA_HOME that can hold no instance.
+    (Lima 2.2.0, cmd/limactl/list.go). Raises UsageError where Lima can keep no instance.
     """
     _check_home(name)
     result = _limactl("list", "--format", "{{json .}}", name, check=False, timeout=30)
@@ -168,8 +168,9 @@ def log_tail(folder: Path, name: str, lines: int) -> str:
 def _check_home(name: str) -> None:
     """Refuse a folder in which the instance's longest socket would have no room, or no folder."""
     given = os.environ.get("LIMA_HOME", "")
-    if given and not (given.startswith("/") and (Path(given).is_dir() or not os.path.lexists(given))):
-        raise UsageError(f"LIMA_HOME: {given!r:.100} is no folder", "give its whole path, or unset it")
+    usable = Path(given).is_dir() or not os.path.lexists(given)
+    if given and not (usable and given.startswith("/")):
+        raise UsageError(f"LIMA_HOME: {given!r:.90} is no folder", "give a full path, or unset it")
     folder = os.path.realpath(given or host.service_home() / ".lima")
     if len(os.fsencode(f"{folder}/{name}/{_SOCKET}")) >= (104 if host.is_macos() else 108):
         raise UsageError(

@@ -124,7 +124,8 @@ def _configuration_errors(*kinds: type[Exception]) -> Iterator[None]:
         if kinds and not isinstance(error, kinds):
             raise
         why = " ".join(str(error).split()) or type(error).__name__
-        raise Exit(f"agent-vm: Invoke's configuration cannot be used: {one_line(why)}", 2) from error
+        told = f"agent-vm: Invoke's configuration cannot be used: {one_line(why)}"
+        raise Exit(told, 2) from error
 
 
 program = AgentVM(name="agent-vm", binary="agent-vm", namespace=ns, version=__version__)

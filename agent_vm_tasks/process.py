@@ -191,7 +191,7 @@ def interactive(argv: Sequence[str]) -> int:
     log.debug("run: %s", shlex.join(argv))
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        child = subprocess.Popen(argv, preexec_fn=_foreground())
+        child = subprocess.Popen(argv, preexec_fn=_foreground())  # noqa: PLW1509  no threads here
         with _ended_with_us(child):
             return child.wait()
     except OSError as error:

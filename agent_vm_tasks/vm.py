@@ -296,7 +296,7 @@ def _answering(settings: Settings, instance: Instance, say: Say) -> Instance:
 
 
 def look_over(settings: Settings) -> None:
-    """Read what is to go in before anything is started: it may not be there. Raises AgentVMError."""
+    """Read what is to go in before anything is started; raises AgentVMError for what is missing."""
     from . import stages
 
     if not made_here(settings.vm.name):

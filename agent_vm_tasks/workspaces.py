@@ -176,9 +176,7 @@ def workspace(vm: str, repo: Repository, branch: str) -> Workspace:
     return Workspace(vm, _identified(repo), branch)
 
 
-def around(
-    settings: Settings, folder: Path, branch: str, *, sending: bool = False
-) -> Workspace:
+def around(settings: Settings, folder: Path, branch: str, *, sending: bool = False) -> Workspace:
     """Name the workspace of the repository around `folder`, which may not lie in the mount.
 
     When commits are to go in (`sending`), what cannot be sent is refused, before a VM is started

@@ -157,7 +157,7 @@ def test_text_that_the_terminals_encoding_lacks_is_shown_as_escapes(
     config = home / ".config" / "agent-vm" / "config.toml"
     config.parent.mkdir(parents=True)
     config.write_text('[mount]\npath = "~/größer"\n', "utf-8")
-    program = [Path(sys.executable).with_name("agent-vm"), "config-show"]
+    program = [str(Path(sys.executable).with_name("agent-vm")), "config-show"]
     done = subprocess.run(program, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert r"~/gr\xf6\xdfer" in done.stdout

@@ -184,9 +184,7 @@ def test_a_screen_comes_byte_for_byte_and_nothing_of_ours_is_in_it(vm: Guest) ->
         ({"TERM": "no-such-terminal", "COLORTERM": "$(id)"}, "xterm-256color none C.UTF-8"),
     ],
 )
-def test_the_terminals_kind_is_known_inside(
-    vm: Guest, here: dict[str, str], inside: str
-) -> None:
+def test_the_terminals_kind_is_known_inside(vm: Guest, here: dict[str, str], inside: str) -> None:
     ask = "echo $TERM ${COLORTERM:-none} $LANG; test -t 0 && test -t 1 && test -t 2"
     with connected("--command", ask, **here) as at:
         assert at.status() == 0

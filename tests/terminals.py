@@ -66,10 +66,12 @@ class Terminal:
         if not select.select([self.master], [], [], max(0, limit))[0]:
             return False
         try:
-            self.seen += (part := os.read(self.master, 65536))
-        except OSError as error:  # the program has ended
-            assert error.errno == errno.EIO
+            part = os.read(self.master, 65536)
+        except OSError as error:
+            if error.errno != errno.EIO:  # which says that the program has ended
+                raise
             return False
+        self.seen += part
         return bool(part)
 
 

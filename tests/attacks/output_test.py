@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Guest, Limactl
 
-EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\r\x7f"
-SHOWN = r"\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\r\x7f"
+EVIL = "\x1b]0;owned\x07\x1b[2J\x7f\x9b31m\u202e\r"
+SHOWN = r"\x1b]0;owned\x07\x1b[2J\x7f\x9b31m\u202e\r"
 FAKE = "agent-vm: all is well"
 LIE = f"{EVIL}\n{FAKE}\n"
 ANSWERS = {
@@ -33,8 +33,8 @@ ANSWERS = {
 }
 """What a guest without a shell of ours prints, complains and returns, whatever it is asked."""
 VERBS = [
-    "clean fix --force", "clean-all", "clean-all --force", "destroy", "destroy --force", "fetch fix",
-    "provision", "provision --upgrade", "push fix", "refresh-home", "refresh-home --force",
+    "clean fix --force", "clean-all", "clean-all --force", "destroy", "destroy --force",
+    "fetch fix", "provision", "provision --upgrade", "push fix", "refresh-home", "refresh-home --force",
     "secrets", "secrets --clear", "start", "status", "status --json", "tools", "tools --json",
 ]  # fmt: skip
 
@@ -183,7 +183,7 @@ def test_the_console_of_the_vm(
     limactl: Limactl, inside: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (limactl.folder / "lima" / VM / "serial.log").write_text(EVIL)
-    assert said(capfd, "logs") == f"{SHOWN}\n"
+    assert said(capfd, "logs") == SHOWN.removesuffix(r"\r") + "\n"
 
 
 def q(text: str) -> str:
