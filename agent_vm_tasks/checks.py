@@ -19,6 +19,7 @@ Check = Callable[[str, Any], Any]
 GIB = 1024  # sizes are counted in MiB
 PART = r"(?!\.\.?(?:/|$))[^/]+"  # of a path; neither . nor ..
 PATH = rf"~?(?:/{PART})+/?"
+_VISIBLE = "text without control characters and '{{'"
 RELATIVE_PATH = rf"(?!~){PART}(?:/{PART})*/?"
 
 
@@ -43,11 +44,19 @@ def integer(low: int, high: int) -> Check:
 
 def text(expected: str, pattern: str) -> Check:
     def check(where: str, given: object) -> str:
+        visible(where, given)
         if not isinstance(given, str) or not re.fullmatch(pattern, given):
             raise wrong(where, expected, given)
         return given
 
     return check
+
+
+def secret(where: str, given: object) -> str:
+    """Check for text as `visible` has it, of which no error shows anything."""
+    if not isinstance(given, str) or not _visible(given):
+        raise UsageError(f"{where} must be {_VISIBLE}")
+    return given
 
 
 def items(check_item: Check) -> Check:
@@ -73,7 +82,6 @@ def mapping(check_key: Check, check_value: Check) -> Check:
             raise wrong(where, "a table", given)
         pairs = []
         for key, value in given.items():
-            visible(where, [key, value])
             pairs.append((check_key(where, key), check_value(f"{where}.{key}", value)))
         return tuple(pairs)
 
@@ -115,8 +123,12 @@ def size_text(mebibytes: int) -> str:
 def visible(where: str, given: object) -> None:
     """Refuse what Lima would evaluate, {{…}}, and characters that do not show."""
     for each in given if isinstance(given, list) else [given]:
-        if isinstance(each, str) and (each != printable(each) or re.search(r"[\n\t]|{{", each)):
-            raise wrong(where, "text without control characters and '{{'", each)
+        if isinstance(each, str) and not _visible(each):
+            raise wrong(where, _VISIBLE, each)
+
+
+def _visible(text: str) -> bool:
+    return text == printable(text) and not re.search(r"[\n\t]|{{", text)
 
 
 def _mebibytes(given: object) -> int | None:

@@ -33,7 +33,7 @@ def connection(c: Context) -> Iterator[Connection]:
 @contextlib.contextmanager
 def workspace(c: Context, branch: str) -> Iterator[Connection]:
     chosen = settings.load()
-    ws = workspaces.around(chosen, Path.cwd(), branch)
+    ws = workspaces.around(chosen, Path.cwd(), branch, sending=True)
     with connection(c) as made:
         if workspaces.inspect(ws) is None:
             workspaces.push(ws, say, chosen.workspace.include)

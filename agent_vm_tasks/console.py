@@ -7,6 +7,10 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable
 
+# The normal screen, a soft reset, and no reports of mouse, focus or pastes (xterm's ctlseqs); the
+# last takes back kitty's keys.
+_RESET = "\x1b[?1047l\x1b[!p\x1b[?1000;1002;1003;1004;1006;2004l\x1b[<u"
+
 Say = Callable[[str], None]
 """How the core tells what it is doing: one line of text, no terminal assumed."""
 
@@ -48,6 +52,19 @@ def warn(line: str) -> None:
     print(one_line(f"warning: {line}"), file=sys.stderr, flush=True)
 
 
+def reset() -> None:
+    """Take back what a program that was cut off has made of the terminal."""
+    if sys.stdout.isatty():
+        print(_RESET, end="", flush=True)
+
+
+def as_json(value: object) -> str:
+    """JSON without control characters: of these json leaves DEL as it is."""
+    import json
+
+    return json.dumps(value, indent=2).replace("\x7f", r"\u007f")
+
+
 def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
     """Aligned columns; `?` where a value is not known. No cell can look like another row."""
     texts = [head, *(tuple(_cell(cell) for cell in row) for row in rows)]
@@ -57,4 +74,4 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
 
 
 def _cell(value: object) -> str:
-    return "?" if value is None else one_line(str(value))
+    return "?" if value is None else one_line(str(value)).replace("\t", r"\t")

@@ -46,6 +46,16 @@ def fitted(settings: Settings) -> tuple[Settings, list[str]]:
     return settings, told
 
 
+def look_over(settings: Settings) -> None:
+    """Refuse what no VM could be made from, before anything is made. Raises AgentVMError."""
+    from . import image, render
+
+    fit, _ = fitted(settings)
+    if fit.vm.image.startswith(("/", "~")):
+        image.choose(fit, print, build=False)
+    render.certificates(fit)
+
+
 def rendered(settings: Settings, say: Say) -> dict[str, str]:
     """Every file that a creation would use, by name; the host key is left out."""
     from . import image, render, stages

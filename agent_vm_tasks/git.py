@@ -156,7 +156,7 @@ def check_branch(branch: str) -> None:
 
     def refuse(rule: str) -> None:
         raise UsageError(
-            f"{branch!r} is not a branch name: {rule}", "give a name such as fix-login"
+            f"{branch!r:.80} is not a branch name: {rule}", "give a name such as fix-login"
         )
 
     if not branch:
@@ -169,8 +169,11 @@ def check_branch(branch: str) -> None:
         refuse("it holds control or formatting characters")
     if len(branch.encode()) > 200:  # noqa: PLR2004
         refuse("it is longer than 200 bytes")
-    if not process.run(["git", "check-ref-format", f"refs/heads/{branch}"], check=False).ok:
+    asked = process.run(["git", "check-ref-format", f"refs/heads/{branch}"], check=False)
+    if asked.status == 1:
         refuse("git does not allow it (git-check-ref-format(1))")
+    if not asked.ok:
+        raise explain(asked, "looking at the name of the branch")
 
 
 def _environment(name: str) -> dict[str, str]:

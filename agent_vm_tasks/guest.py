@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -223,9 +224,16 @@ def unpack(name: str, folder: str, archive: bytes) -> None:
 
 
 def enter(name: str, remote: str) -> int:
-    """Run a remote command on this terminal; a pseudo-terminal when both ends are one."""
-    terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    argv = [*ssh(name, *(["-t"] if terminal else [])), f"{set_clock()}\n{remote}"]
+    """Run a remote command on this terminal; a pseudo-terminal when both ends are one.
+
+    What is typed or pasted there goes in as it is: ssh has no escape character.
+    """
+    remote = f"{set_clock()}\n{remote}"
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return process.interactive([*ssh(name), remote], lambda: _tell_silence(name))
+    colours = os.environ.get("COLORTERM")
+    known = f"export COLORTERM={colours}\n" if colours in {"truecolor", "24bit"} else ""
+    argv = [*ssh(name, "-t", "-e", "none"), f"{known}{remote}"]
     return process.interactive(argv, lambda: _tell_silence(name))
 
 

@@ -122,8 +122,9 @@ def cache() -> Path:
     """Where built images are kept: readable by the account that runs limactl."""
     if host.service_user():
         return Path("/var/cache/agent-vm/images")
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "agent-vm" / "images"
+    xdg = os.environ.get("XDG_CACHE_HOME", "")  # the specification has a relative one ignored
+    base = Path(xdg) if xdg.startswith("/") else Path("~/.cache").expanduser()
+    return base / "agent-vm" / "images"
 
 
 def _build_into(folder: Path, packages: Sequence[str], sources: Sequence[str], say: Say) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import host, process
-from .errors import AgentVMError
+from .errors import AgentVMError, UsageError
 
 if TYPE_CHECKING:
     import subprocess
@@ -37,6 +37,9 @@ DISKS = ("disk", "diffdisk")
 
 STILL = 20
 """Seconds after which progress is told again even when nothing new happened."""
+
+_SOCKET = "ssh.sock.1234567890123456"
+"""What ssh names its socket before it is ready (Lima's filenames.LongestSock)."""
 
 LOGS = ("serial.log", "ha.stderr.log", "ha.stdout.log")
 
@@ -94,8 +97,9 @@ def find(name: str) -> Instance | None:
     """The instance of that name, or None.
 
     Asks by name and with a template: `--format json` fails for all when one instance is odd
-    (Lima 2.2.0, cmd/limactl/list.go).
+    (Lima 2.2.0, cmd/limactl/list.go). Raises UsageError where Lima can keep no instance.
     """
+    _check_home(name)
     result = _limactl("list", "--format", "{{json .}}", name, timeout=PATIENCE)
     if "No instance matching" in result.stderr and not result.stdout.strip():
         return None
@@ -204,6 +208,9 @@ def panicked(instance: Instance) -> bool:
 def environment() -> dict[str, str]:
     """A small environment for limactl and what it starts: none of the user's API keys."""
     kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    for name in ("XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):  # Go's library fails where one is relative
+        if not kept.get(name, "/").startswith("/"):
+            del kept[name]
     sbin = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
     kept["PATH"] = f"{kept['PATH']}:{sbin}" if "PATH" in kept else sbin
     return {**kept, "HOME": str(host.service_home())}
@@ -223,6 +230,19 @@ def _discard_disk(instance: Instance) -> None:
     """Remove what a first start that was cut off has copied: Lima would take it for the disk."""
     for name in ("image", *DISKS):
         (instance.dir / name).unlink(missing_ok=True)
+
+
+def _check_home(name: str) -> None:
+    """Refuse a folder in which the instance's longest socket would have no room, or no folder."""
+    given = os.environ.get("LIMA_HOME", "")
+    usable = Path(given).is_dir() or not os.path.lexists(given)
+    if given and not (usable and given.startswith("/")):
+        raise UsageError(f"LIMA_HOME: {given!r:.90} is no folder", "give a full path, or unset it")
+    folder = os.path.realpath(given or host.service_home() / ".lima")
+    if len(os.fsencode(f"{folder}/{name}/{_SOCKET}")) >= (104 if host.is_macos() else 108):
+        raise UsageError(
+            f"{folder:.100} is too long a path for Lima's sockets", "set LIMA_HOME to a shorter one"
+        )
 
 
 def _watch(child: subprocess.Popen[bytes], folder: Path, say: Say) -> None:

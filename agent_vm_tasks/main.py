@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+from io import TextIOWrapper
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from invoke.exceptions import Exit, ParseError
+from invoke.exceptions import AmbiguousEnvVar, Exit, ParseError, UncastableEnvVar
 from invoke.program import Program
 
 from . import __version__, ns
-from .console import printable
+from .console import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +34,12 @@ class AgentVM(Program):
     """Invoke's Program, which cannot have positional arguments that may be missing."""
 
     def run(self, argv: list[str] | None = None, exit: bool = True) -> None:  # noqa: A002
+        _open_streams()
         super().run(with_flags(sys.argv if argv is None else argv), exit=exit)
+
+    def create_config(self) -> None:
+        with _configuration_errors():
+            super().create_config()
 
     def parse_core(self, argv: list[str] | None) -> None:
         with _usage_errors():
@@ -40,10 +48,25 @@ class AgentVM(Program):
     def parse_tasks(self) -> None:
         with _usage_errors():
             super().parse_tasks()
+            if "--" in self.argv[:-1] and "connect" not in {task.name for task in self.tasks}:
+                raise ParseError("Only connect takes a command after '--'.")
 
     def parse_cleanup(self) -> None:
         with _usage_errors():
+            style = self.args["list-format"].value
+            if style not in {"flat", "nested", "json"}:
+                raise ParseError(f"There is no list format {style!r}.")
             super().parse_cleanup()
+
+    def update_config(self, merge: bool = True) -> None:
+        with _configuration_errors():
+            if named := self.args.config.value or os.environ.get("INVOKE_RUNTIME_CONFIG"):
+                Path(named).expanduser().stat()  # Invoke would pass over one that is not there
+            super().update_config(merge)
+
+    def execute(self) -> None:
+        with _configuration_errors(AmbiguousEnvVar, UncastableEnvVar):
+            super().execute()
 
 
 def with_flags(argv: list[str]) -> list[str]:
@@ -63,13 +86,46 @@ def with_flags(argv: list[str]) -> list[str]:
     return words + argv[until:]
 
 
+def _open_streams() -> None:
+    """Have all three streams, also where the caller closed one, and have them print any text."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 @contextlib.contextmanager
 def _usage_errors() -> Iterator[None]:
     """End with 2 on words that make no sense, as for all wrong usage; Invoke alone ends with 1."""
     try:
         yield
     except (ParseError, ValueError) as error:
-        raise Exit(f"agent-vm: {printable(str(error))} See `agent-vm --help`.", 2) from error
+        raise _wrong_usage(str(error)) from error
+    except Exit as error:
+        if not error.message:
+            raise
+        raise _wrong_usage(error.message) from error
+
+
+def _wrong_usage(what: str) -> Exit:
+    return Exit(f"agent-vm: {one_line(what)} See `agent-vm --help`.", 2)
+
+
+@contextlib.contextmanager
+def _configuration_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """End with 2 on what Invoke is given by files or INVOKE_ variables and cannot use.
+
+    A file may be a program, so that it may raise anything.
+    """
+    try:
+        yield
+    except Exception as error:
+        if kinds and not isinstance(error, kinds):
+            raise
+        why = " ".join(str(error).split()) or type(error).__name__
+        told = f"agent-vm: Invoke's configuration cannot be used: {one_line(why)}"
+        raise Exit(told, 2) from error
 
 
 program = AgentVM(name="agent-vm", binary="agent-vm", namespace=ns, version=__version__)

@@ -264,12 +264,14 @@ def follow(
 def interactive(argv: Sequence[str], look: Callable[[], None] | None = None) -> int:
     """Run `argv` on this terminal and return its status; Ctrl-C is the program's, not ours.
 
-    `look` is called once, when it takes longer than a moment.
+    It does not outlive us, and it ends first: it may have to put the terminal back. `look` is
+    called once, when it takes longer than a moment.
     """
     log.debug("run: %s", shlex.join(argv))
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with subprocess.Popen(argv, preexec_fn=_on_terminal()) as child:  # noqa: PLW1509
+        child = subprocess.Popen(argv, preexec_fn=_foreground())  # noqa: PLW1509  no threads here
+        with _ended_with_us(child):
             if look:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     return child.wait(WATCH)
@@ -287,6 +289,25 @@ def is_stopped(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(") ")[2][:1] in {"T", "t"}
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def _ended_with_us(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Have a SIGTERM to us end the child before ourselves."""
+    asked = False
+
+    def end(*_: object) -> None:
+        nonlocal asked
+        asked = True
+        child.terminate()
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        if asked:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def kill(child: subprocess.Popen[bytes]) -> None:
@@ -324,8 +345,9 @@ def _unusable(program: str, error: OSError, user: str | None = None) -> AgentVME
     return AgentVMError(f"{program} cannot be executed: {error.strerror}")
 
 
-def _on_terminal() -> Callable[[], None]:
-    die = _dying_with_us()
+def _foreground() -> Callable[[], None]:
+    """For the child on our terminal: Ctrl-C ends it, and so does our end."""
+    die = _dying_with_us(signal.SIGHUP)
 
     def prepare() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -334,14 +356,14 @@ def _on_terminal() -> Callable[[], None]:
     return prepare
 
 
-def _dying_with_us() -> Callable[[], None]:
-    """What a new child calls to be killed together with us (prctl(2)); only Linux has that."""
+def _dying_with_us(number: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
+    """What a new child calls to get a signal when we end (prctl(2)); only Linux has that."""
     if sys.platform != "linux":
         return lambda: None
     import ctypes
 
-    prctl, set_signal, number = ctypes.CDLL(None).prctl, 1, int(signal.SIGKILL)
-    return lambda: prctl(set_signal, number)
+    prctl, set_signal = ctypes.CDLL(None).prctl, 1
+    return lambda: prctl(set_signal, int(number))
 
 
 def _identity(user: str | None) -> dict[str, Any]:

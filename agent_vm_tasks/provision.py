@@ -51,7 +51,11 @@ def run(
     """
     connection = guest.connection(settings.vm.name, c)
     with connection:
-        with _ended_by_interrupt(connection), _ended_by_silence(connection, settings.vm.name, say):
+        with (
+            _ended_by_interrupt(connection),
+            _in_our_words(),
+            _ended_by_silence(connection, settings.vm.name, say),
+        ):
             due = _due(connection, wanted, upgrade=upgrade)
         ready = nested.supplied(due, settings.packages, say)
         if not ready:
@@ -59,7 +63,11 @@ def run(
         left_out = {stage.name for stage in due} - {stage.name for stage in ready}
         archive = _archive([stage for stage in wanted if stage.name not in left_out], ready)
         listener = _Listener(say)
-        with _ended_by_interrupt(connection), _ended_by_silence(connection, settings.vm.name, say):
+        with (
+            _ended_by_interrupt(connection),
+            _in_our_words(),
+            _ended_by_silence(connection, settings.vm.name, say),
+        ):
             folder = connection.run("mktemp -d", hide=True, in_stream=False).stdout.strip()
             target = f"{folder}/provision.tar"
             connection.put(io.BytesIO(archive), target)
@@ -152,6 +160,25 @@ def _ended_by_silence(connection: Connection, name: str, say: Say) -> Iterator[N
         over.set()
     if lost.is_set():
         raise guest.silence(name)
+
+
+@contextlib.contextmanager
+def _in_our_words() -> Iterator[None]:
+    """Say in one line what Fabric raises where the guest does not play along: it quotes it raw."""
+    from invoke.exceptions import Failure
+    from paramiko import SFTPError, SSHException
+
+    try:
+        yield
+    except Failure as error:
+        lines = (error.result.stderr or error.result.stdout).strip().splitlines()
+        raise _cut_off(lines[-1] if lines else f"exit status {error.result.exited}") from None
+    except (EOFError, OSError, SFTPError, SSHException) as error:
+        raise _cut_off(str(error) or type(error).__name__) from None
+
+
+def _cut_off(why: str) -> AgentVMError:
+    return AgentVMError(f"provisioning was cut off: {why}", "`agent-vm start` goes on with it")
 
 
 class _Listener(io.StringIO):

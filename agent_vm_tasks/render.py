@@ -48,7 +48,7 @@ def lima_yaml(settings: Settings, images: Sequence[Image], host_key: str) -> str
         images=[_image(image) for image in images],
         legacy_bios=platform.machine() == "x86_64" and platform.system() == "Linux",
         ports=settings.network.ports,
-        ca_certs=_certificates(settings),
+        ca_certs=certificates(settings),
         boot_script=env.get_template("boot.sh.j2").render(),
         host_key_script=env.get_template("host-key.sh.j2").render(host_key=host_key.strip()),
     )
@@ -87,7 +87,7 @@ def _arch() -> str:
     return "aarch64" if machine == "arm64" else machine
 
 
-def _certificates(settings: Settings) -> list[str]:
+def certificates(settings: Settings) -> list[str]:
     """PEM texts of the authorities the guest trusts besides Debian's.
 
     "auto" takes those that were added to this host's own store; on Linux these are the files in

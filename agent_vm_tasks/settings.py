@@ -161,7 +161,7 @@ CHECKS: Mapping[str, checks.Check] = {
     "provision.script": _RELATIVE,
     "home.path": _PATH,
     "env.pass": checks.items(_VARIABLE),
-    "env.set": checks.mapping(_VARIABLE, checks.text("text", ".*")),
+    "env.set": checks.mapping(_VARIABLE, checks.secret),
     "secrets.files": checks.mapping(_FILE, _PATH),
     "mount.enabled": checks.flag,
     "mount.path": _PATH,
@@ -200,10 +200,10 @@ An agent can change the repository's file: it may not give the VM more of the ho
 def load(cwd: Path | None = None) -> Settings:
     """Read what is in force in `cwd`: the repository's file over the user's over the defaults."""
     settings = _with_file(Settings(), user_file(), trusted=True)
-    here = _absolute(cwd)
-    if _inside(here, settings.mount.path):  # what lies there is the guest's
+    where = here(cwd)
+    if _inside(where, settings.mount.path):  # what lies there is the guest's
         return settings
-    return _with_file(settings, repository_file(here), trusted=False)
+    return _with_file(settings, repository_file(where), trusted=False)
 
 
 def with_vm(
@@ -242,12 +242,24 @@ def plain(settings: Settings) -> dict[str, Any]:
 
 
 def user_file() -> Path:
-    """Name the user's own file; as XDG has it, a relative XDG_CONFIG_HOME counts as unset."""
+    """Name the user's own file; as XDG has it, a relative XDG_CONFIG_HOME counts as unset.
+
+    Raises UsageError where there is no home: what is kept of a VM lies there as well.
+    """
+    home = os.environ.get("HOME", str(_home(Path("~"))))
+    if not (home.startswith("/") and Path(home).is_dir()):
+        raise UsageError(f"there is no home folder {home!r:.100}", "set HOME")
     xdg = os.environ.get("XDG_CONFIG_HOME", "")
     base = Path(xdg) if xdg.startswith("/") else _home(Path("~/.config"))
-    if not base.is_absolute():
-        raise UsageError("there is no home folder to look for settings in", "set HOME")
     return base / "agent-vm" / "config.toml"
+
+
+def here(cwd: Path | None = None) -> Path:
+    """The folder `cwd`, or the working directory; raises AgentVMError when that is gone."""
+    try:
+        return Path(os.path.abspath(cwd or "."))  # noqa: PTH100  drops .. without a look at a mount
+    except FileNotFoundError:
+        raise AgentVMError("the working directory is gone", "change to one that exists") from None
 
 
 def repository_file(here: Path) -> Path | None:
@@ -258,13 +270,6 @@ def repository_file(here: Path) -> Path | None:
     folders = [here, *here.parents]
     reach = next((n for n, folder in enumerate(folders, 1) if _present(folder / ".git")), 1)
     return next((f / FILE_NAME for f in folders[:reach] if _present(f / FILE_NAME)), None)
-
-
-def _absolute(cwd: Path | None) -> Path:
-    try:
-        return Path(os.path.abspath(cwd or "."))  # noqa: PTH100  drops .. without a look at a mount
-    except FileNotFoundError:
-        raise AgentVMError("the working directory is gone", "change to one that exists") from None
 
 
 def _home(path: Path) -> Path:

@@ -25,11 +25,21 @@ POLL = 0.1
 
 
 def folder(name: str) -> Path:
-    """The folder of the VM `name`; made when missing, readable by its owner only.
+    """The folder of the VM `name`; `write` and `lock` make it.
 
     Raises AgentVMError where somebody else could put files in our place.
     """
     path = _home() / ".agent-vm" / name
+    if os.path.lexists(path):
+        make(path)
+    return path
+
+
+def make(path: Path) -> None:
+    """Make a folder of ours, readable by its owner only, where it is missing.
+
+    Raises AgentVMError where that cannot be.
+    """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -41,13 +51,13 @@ def folder(name: str) -> Path:
         )
     if found.st_mode & 0o077:
         path.chmod(0o700)
-    return path
 
 
 def write(path: Path, text: str) -> None:
     """Replace a file whole: a reader sees the old text or the new, never half of it."""
     import tempfile
 
+    make(path.parent)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -72,6 +82,7 @@ def lock(name: str, say: Say, file: str = "lock") -> Iterator[None]:
 
     `file`: another lock than that of the VM's life.
     """
+    make(folder(name))
     with (folder(name) / file).open("a+", encoding="utf-8") as held:
         _take(held, say)
         held.truncate(0)
@@ -85,7 +96,10 @@ def lock(name: str, say: Say, file: str = "lock") -> Iterator[None]:
 
 def owner(name: str, file: str = "lock") -> str:
     """Which command holds the lock, since when; nothing when it is free."""
-    with (folder(name) / file).open("a+", encoding="utf-8") as asked:
+    path = folder(name) / file
+    if not path.exists():
+        return ""
+    with path.open("a+", encoding="utf-8") as asked:
         return "" if _taken(asked) else _named(asked)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict, astuple, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -98,7 +99,7 @@ def weigh(vm: str, rows: Sequence[Row]) -> dict[str, Weight]:
     fields = guest.script(vm, "workspace-weigh.sh", *(row.folder for row in rows), timeout=600)
     if len(fields) != 6 * len(rows):
         raise AgentVMError("the VM gave a strange answer", "its ~/.bashrc may not print anything")
-    numbers = [int(field) if field.isdecimal() else None for field in fields]
+    numbers = [int(field) if re.fullmatch("[0-9]{1,18}", field) else None for field in fields]
     return {row.folder: Weight(*numbers[6 * at : 6 * at + 6]) for at, row in enumerate(rows)}
 
 
@@ -151,7 +152,7 @@ def find(vm: str, wanted: str) -> Kept:
     for kept in listed(vm):
         if wanted in (kept.id, kept.folder):
             return kept
-    raise AgentVMError(f"nothing is kept under {wanted}", "`agent-vm undo` lists it")
+    raise AgentVMError(f"nothing is kept under {wanted!r}", "`agent-vm undo` lists it")
 
 
 def restore(vm: str, kept: Kept) -> None:
@@ -201,6 +202,7 @@ def _receive(vm: str, kept: Kept, without: Sequence[str]) -> None:
     import shutil
 
     folder = _folder(vm) / kept.id
+    state.make(folder.parent)
     folder.mkdir(mode=0o700)
     archive = folder / _ARCHIVE
     largest = min(LARGEST, shutil.disk_usage(folder).free // 2)
@@ -226,9 +228,7 @@ def _read(path: Path) -> Kept | None:
 
 
 def _folder(vm: str) -> Path:
-    path = state.folder(vm) / "undo"
-    path.mkdir(mode=0o700, exist_ok=True)
-    return path
+    return state.folder(vm) / "undo"
 
 
 def _forget(vm: str, name: str) -> None:

@@ -67,7 +67,7 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
     name = settings.vm.name
     given = secrets.collect(settings)
     host.require_lima()
-    _look_over(settings)
+    look_over(settings)
     with state.lock(name, say):
         found = find(name)
         warnings = [*given.warnings, *_differences(settings, found)]
@@ -131,6 +131,11 @@ def install(
         if own:
             provision.run(settings, own, say, c)
         _note(settings.vm.name, _asked(settings))
+
+
+def made_here(name: str) -> bool:
+    """Whether agent-vm has made a VM of that name for this user; asks no Lima."""
+    return guest.known_hosts(name).exists()
 
 
 def find(name: str) -> Instance | None:
@@ -334,10 +339,12 @@ def _answering(settings: Settings, instance: Instance, say: Say) -> Instance:
         instance = found if found.running else _boot(settings, found, say)
 
 
-def _look_over(settings: Settings) -> None:
-    """Read what is to go in before anything is started: it may not be there."""
+def look_over(settings: Settings) -> None:
+    """Read what is to go in before anything is started; raises AgentVMError for what is missing."""
     from . import stages
 
+    if not made_here(settings.vm.name):
+        creation.look_over(settings)
     if settings.provision.enabled:
         stages.home_files()
         _asked(settings)

@@ -11,6 +11,7 @@ import re
 import secrets
 import shlex
 from dataclasses import dataclass, replace
+from os.path import lexists
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -189,12 +190,22 @@ def repository(start: Path) -> Repository:
         raise AgentVMError(f"{start} belongs to another user, so git does not work in it",
                            "see safe.directory in git-config(1)")  # fmt: skip
     if not asked.ok and len(lines) < 2:  # noqa: PLR2004
-        raise AgentVMError(f"{start} is not in a git repository", "cd into one, or run `git init`")
+        raise _no_repository(start, asked)
     if not asked.ok:
         raise AgentVMError(f"{lines[1]} has no working tree", "use a normal clone of it")
     object_format, common, top = lines[0], Path(lines[1]), Path(lines[2])
     name = common.parent.name if common.name == ".git" else common.name.removesuffix(".git")
     return Repository(top, common, name, *_recorded(top), object_format)
+
+
+def _no_repository(start: Path, asked: Result) -> AgentVMError:
+    """Tell a repository that git cannot read from none at all."""
+    if "not a git repository (or any" not in asked.stderr:
+        return git.explain(asked, f"looking for the git repository around {start}")
+    broken = next((path for path in (start, *start.parents) if lexists(path / ".git")), None)
+    if broken:
+        return AgentVMError(f"{broken / '.git'} is no git repository", "restore it, or remove it")
+    return AgentVMError(f"{start} is not in a git repository", "cd into one, or run `git init`")
 
 
 def workspace(vm: str, repo: Repository, branch: str) -> Workspace:
@@ -203,14 +214,21 @@ def workspace(vm: str, repo: Repository, branch: str) -> Workspace:
     return Workspace(vm, _identified(repo), branch)
 
 
-def around(settings: Settings, folder: Path, branch: str) -> Workspace:
+def around(settings: Settings, folder: Path, branch: str, *, sending: bool = False) -> Workspace:
     """Name the workspace of the repository around `folder`, which may not lie in the mount.
 
-    Raises UsageError for a bad branch name before any other program is started.
+    When commits are to go in (`sending`), what cannot be sent is refused, before a VM is started
+    for it, and a repository that has no id gets one; without an id it has no workspaces. Raises
+    UsageError for a bad branch name before any other program is started.
     """
     git.check_branch(branch)
     mount.refuse_inside(settings, folder)
-    return Workspace(settings.vm.name, _identified(repository(folder)), branch)
+    repo = repository(folder)
+    if sending:
+        require_branchable(repo.path, branch)
+        _require_files(repo.path, settings.workspace.include)
+    named = _identified(repo) if sending or repo.id else repo
+    return Workspace(settings.vm.name, named, branch)
 
 
 def folder_name(repository: str, branch: str) -> str:
@@ -228,16 +246,38 @@ def folder_name(repository: str, branch: str) -> str:
     return f"{slug[:LONGEST_FOLDER]}-{_hash(f'{repository}/{branch}', 8)}".lstrip("-")
 
 
-def require_branchable(ws: Workspace) -> str:
+def require_branchable(repo: Path, branch: str) -> str:
     """The commit that a push would send: the branch's, else HEAD's.
 
-    Asked before a VM is started for it. Raises AgentVMError in a repository without commits.
+    Raises AgentVMError for a branch that cannot be read or made, and where there is no commit.
     """
-    repo = ws.repository.path
-    commit = _commit(repo, f"refs/heads/{ws.branch}") or _commit(repo, "HEAD")
+    words = branch.split("/")
+    heads = ["/".join(["refs/heads", *words[: n + 1]]) for n in range(len(words))]
+    how = "--format=%(refname) %(objectname) %(objecttype) %(symref)"
+    asked = git.run(repo, "for-each-ref", how, *heads, check=False)
+    if not asked.ok or "broken ref" in asked.stderr:
+        raise AgentVMError(f"the branch {branch} cannot be read: {asked.reason}", "mend it first")
+    for line in asked.stdout.splitlines():
+        ref, commit, _, link = line.split(" ", 3)
+        if ref == heads[-1] and link:
+            raise _symbolic(branch, link)
+        if ref == heads[-1]:
+            return commit
+        if ref in heads or ref.startswith(f"{heads[-1]}/"):
+            clash = ref.removeprefix("refs/heads/")
+            raise AgentVMError(f"there is a branch {clash}, beside which git can make no {branch}",
+                               "choose another name")  # fmt: skip
+    commit = _commit(repo, "HEAD")
+    if not commit and git.run(repo, "rev-parse", "--quiet", "--verify", "HEAD", check=False).ok:
+        raise AgentVMError(f"{repo} has lost the commit of its HEAD", "`git fsck` there tells more")
     if not commit:
         raise AgentVMError(f"{repo} has no commits yet", "commit something first")
     return commit
+
+
+def _symbolic(branch: str, link: str) -> AgentVMError:
+    """Whatever is done to such a branch is done to another one."""
+    return AgentVMError(f"the branch {branch} is a symbolic ref", f"name {link} itself")
 
 
 def ensure_branch(ws: Workspace, say: Say) -> None:
@@ -245,7 +285,7 @@ def ensure_branch(ws: Workspace, say: Say) -> None:
     repo = ws.repository.path
     if _commit(repo, f"refs/heads/{ws.branch}"):
         return
-    commit = require_branchable(ws)
+    commit = require_branchable(repo, ws.branch)
     made = git.run(repo, "branch", "--no-track", "--", ws.branch, commit, check=False)
     if not made.ok:
         raise git.explain(made, f"creating branch {ws.branch}")
@@ -388,7 +428,7 @@ def inventory(vm: str) -> list[Row]:
 def _row(fields: list[str]) -> Row:
     folder, key, repository, branch, *counts, listed = fields
     unfetched, changed, untracked, stashes = (
-        int(field) if field.isdecimal() else None for field in counts
+        int(field) if re.fullmatch("[0-9]{1,18}", field) else None for field in counts
     )
     others = tuple((name, int(number)) for number, name in map(str.split, listed.splitlines()))
     return Row(folder, key, repository, branch, unfetched, changed, untracked, stashes, others)
@@ -397,7 +437,7 @@ def _row(fields: list[str]) -> Row:
 def _record(vm: str, key: str) -> Path:
     """Where the host notes what it has of a workspace: the guest's word for it would not do."""
     folder = state.folder(vm) / "shared"
-    folder.mkdir(exist_ok=True)
+    state.make(folder)
     return folder / key
 
 
@@ -466,17 +506,23 @@ def _included(top: Path, paths: Sequence[str]) -> bytes:
     import io
     import tarfile
 
+    _require_files(top, paths)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in paths:
             path = top / name
-            if not path.resolve().is_relative_to(top.resolve()) or not path.is_file():
-                raise AgentVMError(f"workspace.include: {name} is not a file of {top}")
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = path.stat().st_size, path.stat().st_mode & 0o777
             with path.open("rb") as file:
                 archive.addfile(entry, file)
     return buffer.getvalue()
+
+
+def _require_files(top: Path, paths: Sequence[str]) -> None:
+    for name in paths:
+        path = top / name
+        if not path.resolve().is_relative_to(top.resolve()) or not path.is_file():
+            raise AgentVMError(f"workspace.include: {name} is not a file of {top}")
 
 
 @contextlib.contextmanager
@@ -498,7 +544,9 @@ def _identified(repo: Repository) -> Repository:
         found, place = _recorded(repo.path)
         if not found or _lives(place, found, repo):
             found = secrets.token_hex(16)
-            git.run(repo.path, "config", "--local", "agent-vm.id", found)
+            kept = git.run(repo.path, "config", "--local", "agent-vm.id", found, check=False)
+            if not kept.ok:
+                raise git.explain(kept, f"writing into the git configuration of {repo.path}")
         git.run(repo.path, "config", "--local", "agent-vm.place", str(repo.common), check=False)
     return replace(repo, id=found, place=str(repo.common))
 
@@ -618,11 +666,13 @@ def _naming(*commits: str) -> list[str]:
 
 def _commits(ws: Workspace) -> tuple[str, str]:
     """The commits of the local branch and of what was fetched last; "" for none."""
-    branch = f"refs/heads/{ws.branch}"
-    listed = git.output(
-        ws.repository.path, "for-each-ref", "--format=%(refname) %(objectname)", branch, ws.ref
-    )
-    refs = dict(line.rsplit(" ", 1) for line in listed.splitlines())
+    branch, how = f"refs/heads/{ws.branch}", "--format=%(refname) %(objectname) %(symref)"
+    listed = git.run(ws.repository.path, "for-each-ref", how, branch, ws.ref).stdout
+    refs = {}
+    for line in listed.splitlines():
+        name, refs[name], link = line.split(" ")
+        if name == branch and link:
+            raise _symbolic(ws.branch, link)
     return refs.get(branch, ""), refs.get(ws.ref, "")
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pty
-import select
 import signal
 import socket
 import subprocess
@@ -27,7 +24,6 @@ from agent_vm_tasks.lima import Instance
 from .conftest import USER, VM, free_port, ssh_config, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from .conftest import Guest
@@ -275,69 +271,6 @@ def test_an_argv_arrives_as_it_is(
 def test_odd_words_arrive_as_they_are(vm: Guest, capfd: pytest.CaptureFixture[str]) -> None:
     assert workspaces.enter(VM, None, None, ["printf", r"%s\0", *ODD]) == 0
     assert capfd.readouterr().out == "\0".join([*ODD, ""])
-
-
-def test_a_terminal_passes_keys_status_and_size(vm: Guest) -> None:
-    with terminal(
-        ENTER, VM, "stty raw -echo size; echo ready; head -c 9 | od -An -tx1; exit 7"
-    ) as at:
-        at.read_until("ready")
-        at.write("\ré\x03\x04\x1a\x13\x1c\x1b".encode())
-        assert "0d c3 a9 03 04 1a 13 1c 1b" in at.read_until("1b")
-        assert at.status() == 7
-    assert "33 99" in at.seen
-
-
-def test_an_interrupt_is_the_remote_programs(vm: Guest) -> None:
-    remote = "trap 'echo caught; exit 9' INT; echo ready; while :; do sleep 0.05; done"
-    with terminal(ENTER, VM, remote) as at:
-        at.read_until("ready")
-        for _ in range(3):  # once in many runs under load the first one got lost
-            at.write(b"\x03")
-            with contextlib.suppress(AssertionError):
-                at.read_until("caught", limit=4)
-                break
-        assert "caught" in at.seen
-        assert at.status() == 9
-
-
-class Terminal:
-    """A child on a pseudo-terminal of 33 lines and 99 columns."""
-
-    def __init__(self, child: int, master: int) -> None:
-        self.child, self.master, self.seen = child, master, ""
-
-    def read_until(self, text: str, limit: float = 10) -> str:
-        end = time.monotonic() + limit
-        while text not in self.seen:
-            assert select.select([self.master], [], [], end - time.monotonic())[0], self.seen
-            self.seen += os.read(self.master, 4096).decode()
-        return self.seen
-
-    def write(self, keys: bytes) -> None:
-        os.write(self.master, keys)
-
-    def status(self) -> int:
-        with contextlib.suppress(OSError):  # EIO: the other side is closed
-            while part := os.read(self.master, 4096):
-                self.seen += part.decode()
-        return os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
-
-
-@contextlib.contextmanager
-def terminal(code: str, *args: str) -> Iterator[Terminal]:
-    import fcntl
-    import struct
-    import termios
-
-    child, master = pty.fork()
-    if child == 0:
-        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))
-        os.execv(sys.executable, [sys.executable, "-c", code, *args])  # noqa: S606  no shell
-    try:
-        yield Terminal(child, master)
-    finally:
-        os.close(master)
 
 
 # Fabric

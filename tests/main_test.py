@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -136,30 +137,27 @@ def test_version(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    ("typed", "named"),
-    [
-        (["strat"], "'strat'"),
-        (["start", "--memroy", "8"], "'--memroy'"),
-        (["start", "--memory"], "memory"),
-        (["config-show", "extra"], "'extra'"),
-        (["connect", "one", "two"], "'two'"),
-        (["status", "start", "--bogus"], "'--bogus'"),
-        (["--help", "strat"], "'strat'"),
-        (["--list-depth", "x", "--list"], "'x'"),
-        (["\x1b[31m"], r"\x1b[31m"),
-    ],
+    ("closed", "status", "out"),
+    [("<&-", 0, 'vm.name                = "agent-vm"'), (">&-", 0, ""), ("<&- >&- 2>&-", 0, "")],
 )
-def test_words_that_make_no_sense_end_with_2_before_anything_runs(
-    limactl: Limactl,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    typed: list[str],
-    named: str,
+def test_streams_that_are_closed_are_no_trouble(
+    home: Path, closed: str, status: int, out: str
 ) -> None:
-    said = run(monkeypatch, capfd, *typed)
-    assert (said.status, said.out) == (2, "")
-    assert said.err == f"{said.error}\n"
-    assert said.err.startswith("agent-vm: ")
-    assert named in said.err
-    assert "\x1b" not in said.err
-    assert not (limactl.folder / "calls").exists()
+    command = f"exec {Path(sys.executable).with_name('agent-vm')} config-show {closed}"
+    done = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (status, "")
+    assert done.stdout.startswith(out)
+
+
+def test_text_that_the_terminals_encoding_lacks_is_shown_as_escapes(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("LC_ALL", "C"), ("PYTHONUTF8", "0"), ("PYTHONCOERCECLOCALE", "0")):
+        monkeypatch.setenv(name, value)
+    config = home / ".config" / "agent-vm" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('[mount]\npath = "~/größer"\n', "utf-8")
+    program = [str(Path(sys.executable).with_name("agent-vm")), "config-show"]
+    done = subprocess.run(program, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"~/gr\xf6\xdfer" in done.stdout

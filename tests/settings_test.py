@@ -16,7 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from agent_vm_tasks import checks, settings
-from agent_vm_tasks.errors import AgentVMError, UsageError
+from agent_vm_tasks.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
 SHARED_FILES = hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -179,8 +179,8 @@ BAD = [
     ('[env]\npass = ["A=b"]', "env.pass[0] must be a variable's name, not 'A=b'"),
     ("[env]\nset = []", "env.set must be a table, not a list"),
     ('[env]\nset = {"A;id" = "1"}', "env.set must be a variable's name, not 'A;id'"),
-    ("[env]\nset = {A = 1}", "env.set.A must be text, not 1"),
-    ('[env]\nset = {A = "x\\ny"}', VISIBLE.format("env.set") + r"'x\ny'"),
+    ("[env]\nset = {A = 1}", "env.set.A must be text without control characters and '{{'"),
+    ('[env]\nset = {A = "x\\ny"}', "env.set.A must be text without control characters and '{{'"),
     ('[secrets]\nfiles = {"../x" = "~/x"}', "secrets.files must be a plain file name"),
     ('[secrets]\nfiles = {x = "x"}', "secrets.files.x" + HOST + "'x'"),
     # keys and tables
@@ -412,15 +412,6 @@ def test_the_working_directory_is_where_it_starts(
     assert settings.load().vm.cpus == 3
 
 
-def test_a_working_directory_that_is_gone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = home / "gone"
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
-    with pytest.raises(AgentVMError, match="working directory is gone"):
-        settings.load()
-
-
 def test_xdg_config_home_is_respected(
     home: Path, repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,12 +424,6 @@ def test_xdg_config_home_is_respected(
     monkeypatch.setenv("XDG_CONFIG_HOME", "else")  # as the specification says: to be ignored
     monkeypatch.chdir(home)
     assert settings.load(repo).vm.cpus == 3
-
-
-def test_a_home_that_is_no_path_is_an_error(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "relative")
-    with pytest.raises(UsageError, match=r"no home folder.*set HOME"):
-        settings.load(repo)
 
 
 def test_what_lies_in_the_mount_is_not_read(home: Path) -> None:
@@ -534,48 +519,6 @@ def test_a_byte_order_mark_and_windows_line_ends_are_fine(repo: Path) -> None:
     assert settings.load(repo).vm.cpus == 3
 
 
-def bad_file(path: Path, kind: str) -> None:
-    makers: dict[str, Any] = {
-        "directory": path.mkdir,
-        "pipe": lambda: os.mkfifo(path),
-        "device": lambda: path.symlink_to("/dev/zero"),
-        "broken link": lambda: path.symlink_to("nowhere"),
-        "loop": lambda: path.symlink_to(path.name),
-        "large": lambda: path.write_text("#" * (1024 * 1024 + 1)),
-        "latin-1": lambda: path.write_bytes(b"# caf\xe9\n"),
-        "utf-16": lambda: path.write_text("[vm]\n", encoding="utf-16"),
-        "empty array of the largest size": lambda: path.write_text("x=[" + " " * 1048572 + "]"),
-    }
-    makers[kind]()
-
-
-@pytest.mark.parametrize(
-    ("kind", "said"),
-    [
-        ("directory", "is not a regular file"),
-        ("pipe", "is not a regular file"),
-        ("device", "is not a regular file"),
-        ("broken link", "cannot be read: No such file or directory"),
-        ("loop", "cannot be read: Too many levels of symbolic links"),
-        ("large", "is larger than 1 MiB"),
-        ("latin-1", "is not UTF-8 text (byte 5)"),
-        ("utf-16", "is not UTF-8 text (byte 0)"),
-        ("empty array of the largest size", ": unknown key 'x'; known here"),
-    ],
-)
-@pytest.mark.parametrize("owner", ["repository", "user"])
-def test_what_is_no_settings_file_is_said_in_one_line(
-    home: Path, repo: Path, kind: str, said: str, owner: str
-) -> None:
-    path = write_user(home, "") if owner == "user" else repo / "agent-vm.toml"
-    path.unlink(missing_ok=True)
-    bad_file(path, kind)
-    with pytest.raises(UsageError) as caught:
-        settings.load(repo)
-    assert str(caught.value).startswith(f"{path}{'' if said.startswith(':') else ' '}{said}")
-    assert "\n" not in str(caught.value)
-
-
 def test_an_unreadable_file_is_not_passed_over(home: Path, repo: Path) -> None:
     path = write_user(home, "[vm]\ncpus = 3\n")
     path.chmod(0)
@@ -589,14 +532,6 @@ def test_an_unreadable_file_is_not_passed_over(home: Path, repo: Path) -> None:
             settings.load(repo)
     finally:
         path.parent.chmod(0o700)
-
-
-def test_a_path_with_a_newline_stays_on_one_line(home: Path) -> None:
-    folder = home / "two\nlines"
-    folder.mkdir()
-    write_repo(folder, "[vm]\ncpus = 0\n")
-    with pytest.raises(UsageError, match=r"two\\nlines/agent-vm\.toml: vm\.cpus"):
-        settings.load(folder)
 
 
 def test_the_repositorys_own_file_loads_and_names_every_key(repo: Path) -> None:

@@ -342,7 +342,7 @@ def test_a_repository_without_commits_is_refused_before_anything_is_made(
     git(home, "init", "--quiet", "empty")
     ws = workspace(home / "empty")
     with pytest.raises(AgentVMError, match="has no commits yet"):
-        workspaces.require_branchable(ws)
+        workspaces.require_branchable(ws.repository.path, ws.branch)
     with pytest.raises(AgentVMError, match="has no commits yet"):
         push(ws)
     assert not list(guest.workspaces.iterdir())

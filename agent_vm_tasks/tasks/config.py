@@ -8,7 +8,7 @@ from pathlib import Path
 from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.tasks import task
 
-from agent_vm_tasks import process, settings
+from agent_vm_tasks import git, settings
 from agent_vm_tasks.console import printable
 from agent_vm_tasks.errors import AgentVMError
 
@@ -75,10 +75,11 @@ def _aligned(rows: list[tuple[str, str, str]]) -> str:
 
 
 def _repository_top() -> Path:
-    result = process.run(["git", "rev-parse", "--show-toplevel"], check=False)
+    here = settings.here()
+    result = git.run(here, "rev-parse", "--show-toplevel", check=False)
     if not result.ok:
         raise AgentVMError(
-            f"{Path.cwd()} is not in a git repository's working tree ({result.reason})",
+            f"{here} is not in a git repository's working tree ({result.reason})",
             "change to one, or run `git init` first",
         )
     return Path(result.stdout.removesuffix("\n"))

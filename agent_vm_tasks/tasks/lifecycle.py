@@ -127,9 +127,7 @@ def _start(chosen: configuration.Settings, c: Context) -> None:
 
 
 def _as_json(now: Status) -> str:
-    import json
-
-    return json.dumps(asdict(now), indent=2)
+    return console.as_json(asdict(now))
 
 
 def _as_text(now: Status) -> str:

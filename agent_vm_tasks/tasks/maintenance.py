@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from json import dumps
 from pathlib import Path
 
 from invoke.context import Context  # noqa: TC002  Invoke reads signatures
@@ -12,8 +11,8 @@ from invoke.tasks import task
 
 from agent_vm_tasks import checks, creation, guest, lima, vm
 from agent_vm_tasks import settings as configuration
-from agent_vm_tasks.console import printable, say, table
-from agent_vm_tasks.errors import AgentVMError
+from agent_vm_tasks.console import as_json, one_line, printable, say, table
+from agent_vm_tasks.errors import AgentVMError, UsageError
 
 from ._edge import guarded
 
@@ -58,7 +57,7 @@ def tools(_context: Context, json: bool = False) -> None:
     vm.require_running(chosen.vm.name)
     found = tools_core.listed(chosen)
     if json:
-        print(dumps([{**asdict(tool), "kind": tool.kind} for tool in found], indent=2))
+        print(as_json([{**asdict(tool), "kind": tool.kind} for tool in found]))
         return
     rows = [(tool.name, tool.wanted or "any", tool.installed or "-", tool.kind) for tool in found]
     print(table(("NAME", "WANTED", "INSTALLED", "KIND"), rows))
@@ -86,7 +85,7 @@ def refresh_home(_context: Context, force: bool = False) -> None:
     done = home.refresh(chosen, force=force)
     for outcome, path in done:
         if outcome != "same":
-            print(printable(f"{path}: {_OUTCOMES.get(outcome, outcome)}"))
+            print(one_line(f"{path}: {_OUTCOMES.get(outcome, outcome)}"))
     print(f"{sum(outcome == 'same' for outcome, _ in done)} files are up to date.")
 
 
@@ -129,6 +128,8 @@ def render(_context: Context, output: str | None = None) -> None:
 
     Example: render --output /tmp/vm
     """
+    if output == "":
+        raise UsageError("--output is empty", "name a folder")
     for name, text in creation.rendered(configuration.load(), say).items():
         if output is None:
             print(f"# ---- {name}\n{text}")

@@ -10,7 +10,7 @@ from invoke.tasks import task
 
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks import undo as kept
-from agent_vm_tasks.console import one_line, table
+from agent_vm_tasks.console import as_json, one_line, table
 
 from ._edge import guarded
 from .work import existing
@@ -45,11 +45,7 @@ def undo(c: Context, workspace: str | None = None, json: bool = False) -> None:
 
 
 def _as_json(name: str, found: Sequence[kept.Kept]) -> str:
-    import json
-
-    return json.dumps(
-        [{**asdict(each), "bytes": kept.size(name, each)} for each in found], indent=2
-    )
+    return as_json([{**asdict(each), "bytes": kept.size(name, each)} for each in found])
 
 
 def _as_text(name: str, found: Sequence[kept.Kept]) -> str:

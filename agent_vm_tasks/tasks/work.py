@@ -15,7 +15,7 @@ from invoke.tasks import task
 from agent_vm_tasks import guest, secrets, undo, vm, workspaces
 from agent_vm_tasks import mount as sshfs
 from agent_vm_tasks import settings as configuration
-from agent_vm_tasks.console import say, warn
+from agent_vm_tasks.console import reset, say, warn
 from agent_vm_tasks.errors import AgentVMError, UsageError
 
 from ._edge import confirm, guarded
@@ -64,15 +64,15 @@ def connect(c: Context, branch: str | None = None, command: str | None = None) -
 
     Without a branch, a shell in the VM. Example: connect --branch fix-login -- make test
     """
-    chosen = configuration.load()
+    chosen, argv = configuration.load(), _after_dashes()
+    if command is not None and argv:
+        raise UsageError("--command and a command after -- cannot both be run", "leave one out")
     given = secrets.collect(chosen)
-    ws = _workspace(chosen, branch) if branch is not None else None
-    if ws:
-        workspaces.require_branchable(ws)
+    ws = _workspace(chosen, branch, sending=True) if branch is not None else None
     if running(chosen, c):
         for line in (*given.warnings, *vm.catch_up(chosen, say, c)):
             warn(line)
-    status = _enter(chosen, ws, given, command, _after_dashes())
+    status = _enter(chosen, ws, given, command, argv)
     if status:
         raise Exit(code=status)
 
@@ -85,8 +85,7 @@ def push(c: Context, branch: str | None = None) -> None:
     Example: push --branch fix-login
     """
     chosen = configuration.load()
-    ws = _workspace(chosen, branch)
-    workspaces.require_branchable(ws)
+    ws = _workspace(chosen, branch, sending=True)
     running(chosen, c)
     _push(chosen, ws)
     print(f"{ws.branch} is in the VM.")
@@ -156,10 +155,14 @@ def _lost(row: workspaces.Row, ws: Workspace) -> bool:
     return not row.key and row.folder == ws.folder
 
 
-def _workspace(chosen: configuration.Settings, branch: str | None) -> Workspace:
+def _workspace(
+    chosen: configuration.Settings, branch: str | None, *, sending: bool = False
+) -> Workspace:
     if branch is None:
         raise UsageError("no branch is named", "add --branch NAME")
-    return workspaces.around(chosen, Path.cwd(), branch)
+    if sending and not vm.made_here(chosen.vm.name):
+        vm.look_over(chosen)
+    return workspaces.around(chosen, Path.cwd(), branch, sending=sending)
 
 
 def running(chosen: configuration.Settings, c: Context) -> bool:
@@ -195,6 +198,7 @@ def _enter(
     else:
         raise AgentVMError("other commands keep changing what is in the VM", "try again")
     if status == guest.SSH_FAILED and not guest.connected(name):
+        reset()
         again = f" {ws.branch}" if ws else ""
         raise AgentVMError("the connection was lost", f"return with `agent-vm connect{again}`")
     return status

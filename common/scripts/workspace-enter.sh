@@ -12,6 +12,16 @@ fi
 if [ -n "$2" ]; then
     cd -P "$HOME/.agent-vm/workspaces/$2" 2> /dev/null || exit 213
 fi
+# Where nothing has set it, programs would take UTF-8 for single bytes.
+[ -n "${LC_ALL-}${LC_CTYPE-}${LANG-}" ] || export LANG=C.UTF-8
+# The terminal of the host may be one that nothing here knows.
+if [ -t 0 ]; then
+    known=
+    for folder in ~/.terminfo /etc/terminfo /lib/terminfo /usr/share/terminfo; do
+        [ ! -e "$folder/${TERM:0:1}/$TERM" ] || known=yes
+    done
+    [ -n "$known" ] || export TERM=xterm-256color
+fi
 mode=$3
 shift 3
 case $mode in

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_vm_tasks import process, workspaces
+from agent_vm_tasks import process, stages, workspaces
 from agent_vm_tasks.console import printable
 from agent_vm_tasks.main import program
+from agent_vm_tasks.stages import Stage
 from tests.conftest import VM, commit, git
 
 if TYPE_CHECKING:
@@ -20,27 +21,59 @@ if TYPE_CHECKING:
 
     from tests.conftest import Guest, Limactl
 
-EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\r"
-SHOWN = r"\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\r"
+EVIL = "\x1b]0;owned\x07\x1b[2J\x7f\x9b31m\u202e\r"
+SHOWN = r"\x1b]0;owned\x07\x1b[2J\x7f\x9b31m\u202e\r"
+FAKE = "agent-vm: all is well"
+LIE = f"{EVIL}\n{FAKE}\n"
+ANSWERS = {
+    "complains": ("", LIE, 1),
+    "lies": (f"{LIE}\0" * 24, LIE, 0),
+    "says numbers": (f"{'9' * 5000}\0" * 24, "", 0),
+    "stays away": ("", LIE, 255),
+}
+"""What a guest without a shell of ours prints, complains and returns, whatever it is asked."""
+VERBS = [
+    "clean fix --force", "clean-all", "clean-all --force", "destroy", "destroy --force",
+    "fetch fix", "provision", "provision --upgrade", "push fix", "refresh-home",
+    "refresh-home --force", "secrets", "secrets --clear", "start", "status", "status --json", "tools", "tools --json",
+]  # fmt: skip
 
 
 @pytest.fixture
-def inside(guest: Guest, limactl: Limactl, warm: None, repository: Path) -> Path:
+def inside(
+    guest: Guest, limactl: Limactl, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A workspace in a VM that limactl knows."""
     limactl.adopt(guest)
+    monkeypatch.setattr(stages, "stages", lambda _: (Stage("npm", "true", "1"),))
+    settings = repository / "agent-vm.toml"
+    settings.write_text("[mount]\nenabled = false\n[provision]\nenabled = false\n")
     ws = workspaces.workspace(VM, workspaces.repository(repository), "fix")
     workspaces.push(ws, lambda _line: None)
     return guest.workspaces / ws.folder
 
 
-def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """All that a command prints, which has no character that a terminal obeys."""
-    capsys.readouterr()
+def said(capfd: pytest.CaptureFixture[str], *words: str) -> str:
+    """All that a command prints: no character that a terminal obeys, no line of the guest's own."""
+    capfd.readouterr()
     program.run(["agent-vm", *words], exit=False)
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     for char in out + err:
         assert char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cf"}, (out, err)
+    assert FAKE not in (out + err).splitlines(), (out, err)
     return out + err
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_guest_that_answers_as_it_likes(
+    guest: Guest, inside: Path, capfd: pytest.CaptureFixture[str], verb: str, answer: str
+) -> None:
+    out, complaint, status = ANSWERS[answer]
+    (guest.home / "out").write_text(out)
+    (guest.home / "complaint").write_text(complaint)
+    executable(guest.home / "bin/bash", f"cat ~/out; cat ~/complaint >&2; exit {status}")
+    said(capfd, *verb.split())
 
 
 @given(st.text())
@@ -50,82 +83,136 @@ def test_printable_text_is_printable(text: str) -> None:
 
 
 def test_a_folders_name_in_the_inventory(
-    guest: Guest, inside: Path, capsys: pytest.CaptureFixture[str]
+    guest: Guest, inside: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (guest.workspaces / f"{EVIL}\nState: Stopped").mkdir()
     (inside / ".git/agent-vm").write_text(f"{EVIL}\n{EVIL}repository\n{EVIL}branch\n")
-    text = said(capsys, "status")
+    text = said(capfd, "status")
     for name in (f"{SHOWN}\\nState: Stopped", f"{SHOWN}repository", f"{SHOWN}branch"):
         assert name in text
     assert "\nState: Stopped" not in text
-    assert r"\u001b]0;owned" in said(capsys, "status", "--json")
+    assert r"\u001b]0;owned" in said(capfd, "status", "--json")
 
 
 def test_a_folders_name_before_it_is_deleted(
-    guest: Guest, inside: Path, capsys: pytest.CaptureFixture[str]
+    guest: Guest, inside: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (guest.workspaces / f"{EVIL}x").mkdir()
-    text = said(capsys, "clean-all")
+    text = said(capfd, "clean-all")
     assert f"would be lost: {SHOWN}x: " in text
     assert "add --force" in text
     assert (guest.workspaces / f"{EVIL}x").exists()
 
 
 def test_a_branchs_name_in_what_stays_inside(
-    guest: Guest, inside: Path, capsys: pytest.CaptureFixture[str]
+    guest: Guest, inside: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     guest.run("git checkout -q -b 'a\u202eb' && git commit -q --allow-empty -m x", cwd=inside)
     guest.run("git checkout -q fix", cwd=inside)
-    assert r"1 commit on branch a\u202eb" in said(capsys, "fetch", "--branch", "fix")
+    assert r"1 commit on branch a\u202eb" in said(capfd, "fetch", "fix")
 
 
 def test_a_files_name_that_is_in_the_way(
-    guest: Guest, inside: Path, repository: Path, capsys: pytest.CaptureFixture[str]
+    guest: Guest, inside: Path, repository: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     git(repository, "checkout", "--quiet", "fix")
     commit(repository, f"{EVIL}x")
     (inside / f"{EVIL}x").touch()
-    assert r"\x9b31m\u202e" in said(capsys, "push", "--branch", "fix")
+    assert r"\x9b31m\u202e" in said(capfd, "push", "--branch", "fix")
 
 
 @pytest.mark.parametrize("command", ["git-upload-pack", "git-receive-pack", "git"])
 def test_an_error_of_the_guests_programs(
-    guest: Guest, inside: Path, capsys: pytest.CaptureFixture[str], command: str
+    guest: Guest, inside: Path, capfd: pytest.CaptureFixture[str], command: str
 ) -> None:
     executable(guest.home / "bin" / command, f"echo {q('fatal: ' + EVIL)} >&2; exit 1")
     verbs = {"git-upload-pack": "fetch", "git-receive-pack": "push", "git": "fetch"}
-    assert r"\x1b]0;owned" in said(capsys, verbs[command], "--branch", "fix")
+    assert r"\x1b]0;owned" in said(capfd, verbs[command], "--branch", "fix")
+
+
+def test_what_a_hook_of_the_workspace_says(
+    guest: Guest, inside: Path, repository: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Git's sideband: what the other side prints while it takes commits."""
+    git(repository, "checkout", "--quiet", "fix")
+    for status, then in ((0, "fix is in the VM."), (1, "agent-vm: pushing fix failed: ")):
+        commit(repository, f"file{status}")
+        executable(inside / ".git/hooks/pre-receive", f"echo {q(LIE)} >&2; exit {status}")
+        assert then in said(capfd, "push", "fix")
+
+
+def test_a_branchs_name_that_is_checked_out_instead(
+    guest: Guest, inside: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (inside / ".git/HEAD").write_text(f"ref: refs/heads/{EVIL}\n")
+    assert SHOWN in said(capfd, "push", "fix")
+
+
+def test_a_files_name_that_would_run_here(
+    guest: Guest, inside: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    commit(inside, f"{LIE}/.envrc")
+    assert rf"{SHOWN}\n{FAKE}\n/.envrc (the shell" in said(capfd, "fetch", "fix")
+
+
+def test_what_the_guest_called_a_workspace_that_was_deleted(
+    guest: Guest, inside: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (inside / ".git/agent-vm").write_text(f"{EVIL}\nrepository\n{EVIL}\n")
+    commit(inside, "work")
+    inside.rename(inside.parent / f"{LIE}x")
+    said(capfd, "clean-all", "--force")
+    assert SHOWN in said(capfd, "undo")
+    assert r"\u001b]0;owned" in said(capfd, "undo", "--json")
+    assert f"{FAKE}\\nx is in the VM again" in said(capfd, "undo", f"{LIE}x")
+    executable(guest.home / "bin/bash", f"echo {q(LIE)} >&2; exit 1")
+    assert FAKE in said(capfd, "undo", f"{LIE}x")
+
+
+def test_what_is_said_where_the_mount_is_served(
+    guest: Guest, inside: Path, sshfs: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for out, complaint, status in ANSWERS.values():
+        (guest.home / "out").write_text(out)
+        (guest.home / "complaint").write_text(complaint)
+        executable(guest.home / "bin/bash", f"cat ~/out; cat ~/complaint >&2; exit {status}")
+        assert "could not be mounted" in said(capfd, "mount")
+
+
+def test_the_console_of_the_vm(
+    limactl: Limactl, inside: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (limactl.folder / "lima" / VM / "serial.log").write_text(EVIL)
+    assert said(capfd, "logs") == SHOWN.removesuffix(r"\r") + "\n"
 
 
 def test_progress_of_the_guests_programs(
-    guest: Guest, inside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    guest: Guest, inside: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "WATCH", 0.1)
     words = f"printf %s {q('Resolving deltas: 1' + EVIL)} >&2; sleep 1"
     executable(guest.home / "bin/git-receive-pack", words)
-    assert "Resolving deltas: 1" + SHOWN.removesuffix(r"\r") in said(
-        capsys, "push", "--branch", "fix"
-    )
+    assert "Resolving deltas: 1" + SHOWN.removesuffix(r"\r") in said(capfd, "push", "fix")
 
 
 def test_a_files_name_that_looks_like_a_line_of_ours(
-    guest: Guest, inside: Path, capsys: pytest.CaptureFixture[str]
+    guest: Guest, inside: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (inside / "x\nfix is up to date with the VM.").mkdir()
     (inside / "x\nfix is up to date with the VM./.envrc").touch()
     (inside / f"{EVIL}.code-workspace").touch()
     guest.run("git add . && git commit -q -m x", cwd=inside)
-    text = said(capsys, "fetch", "--branch", "fix")
+    text = said(capfd, "fetch", "fix")
     assert text.splitlines().count("fix is up to date with the VM.") == 1
     assert r"look at it first: x\nfix is up to date" in text
     assert f"look at it first: {SHOWN}.code-workspace (the editor)" in text
 
 
 def test_a_folders_name_that_looks_like_a_line_of_ours(
-    guest: Guest, inside: Path, capsys: pytest.CaptureFixture[str]
+    guest: Guest, inside: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (guest.workspaces / "x\nDeleted 0 workspaces.").mkdir()
-    text = said(capsys, "clean-all")
+    text = said(capfd, "clean-all")
     assert r"would be lost: x\nDeleted 0 workspaces.: " in text
     assert "Deleted 0 workspaces." not in text.splitlines()
 

@@ -158,23 +158,6 @@ def test_credentials_go_in_and_follow_the_file(vm: Guest, home: Path, agent_vm: 
     assert not (current(vm) / "application_default_credentials.json").exists()
 
 
-@pytest.mark.parametrize("argv", [["connect"], ["connect", "fix"], ["start"], ["secrets"]])
-def test_a_credential_file_that_is_not_there_is_refused_before_anything_is_made(
-    home: Path,
-    limactl: Limactl,
-    repository: Path,
-    agent_vm: Command,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    argv: list[str],
-) -> None:
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/no/such.json")
-    said = agent_vm(*argv)
-    assert (said.status, said.out, said.err) == (1, "", NO_FILE)
-    assert not (limactl.folder / "calls").exists()
-    assert not (home / ".agent-vm").exists()
-
-
 def test_a_restart_that_would_be_refused_stops_nothing(
     limactl: Limactl, agent_vm: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,55 +77,6 @@ def test_settings_of_the_repository_count(
     agent_vm("destroy", "--force")
 
 
-WHOLE = "--vcpu must be a whole number from 1 to 1024, not {}"
-MEMORY = '--memory must be GiB or a size like "8GiB", from 512MiB to 4096GiB, not {}'
-DISK = '--disk must be GiB or a size like "8GiB", from 4GiB to 65536GiB, not {}'
-
-
-@pytest.mark.parametrize(
-    ("flag", "typed", "error"),
-    [
-        ("--vcpu", "0", WHOLE.format("0")),
-        ("--vcpu", "-1", WHOLE.format("'-1'")),
-        ("--vcpu", "4.5", WHOLE.format("'4.5'")),
-        ("--vcpu", "x", WHOLE.format("'x'")),
-        ("--vcpu", "", WHOLE.format("''")),
-        ("--vcpu", "1025", WHOLE.format("1025")),
-        ("--memory", "0", MEMORY.format("0")),
-        ("--memory", "-1", MEMORY.format("'-1'")),
-        ("--memory", "4.5", MEMORY.format("'4.5'")),
-        ("--memory", "x", MEMORY.format("'x'")),
-        ("--memory", "511MiB", MEMORY.format("'511MiB'")),
-        ("--memory", "8TB", MEMORY.format("'8TB'")),
-        ("--disk", "0", DISK.format("0")),
-        ("--disk", "-1", DISK.format("'-1'")),
-        ("--disk", "4.5", DISK.format("'4.5'")),
-        ("--disk", "x", DISK.format("'x'")),
-        ("--disk", "3", DISK.format("3")),
-        ("--memory", "9\x1b[31m", MEMORY.format(r"'9\x1b[31m'")),
-        (
-            "--vcpu",
-            "9",
-            "--vcpu: vm.cpus asks for 9 CPUs, this host has 8 CPUs; ask for at most 8 CPUs",
-        ),
-        (
-            "--memory",
-            "17",
-            "--memory: vm.memory asks for 17 GiB memory, this host has 16 GiB memory; "
-            "ask for at most 16 GiB memory",
-        ),
-    ],
-)
-def test_a_size_that_cannot_be_is_refused_before_anything_is_made(
-    home: Path, limactl: Limactl, agent_vm: Command, *, flag: str, typed: str, error: str
-) -> None:
-    said = agent_vm("start", f"{flag}={typed}")
-    assert (said.status, said.out) == (2, "")
-    assert said.err == f"agent-vm: {error}\n"
-    assert limactl.calls() == []
-    assert not kept(home)
-
-
 @pytest.mark.parametrize("argv", VERBS, ids=lambda argv: argv[0])
 def test_without_limactl_every_verb_says_what_to_run(
     home: Path, agent_vm: Command, monkeypatch: pytest.MonkeyPatch, argv: list[str]

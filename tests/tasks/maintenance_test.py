@@ -96,16 +96,6 @@ def test_a_log_that_does_not_exist_names_those_that_do(
     assert said.err == f"agent-vm: the VM has no log {name}; its logs: ha.stderr, serial\n"
 
 
-@pytest.mark.parametrize("lines", ["0", "-1", "4.5", "x", "", "9" * 5000])
-def test_a_number_of_lines_that_cannot_be(limactl: Limactl, agent_vm: Command, lines: str) -> None:
-    said = agent_vm("logs", f"--lines={lines}")
-    assert (said.status, said.out) == (2, "")
-    assert said.err.startswith("agent-vm: --lines must be a whole number from 1 to 1000000, not ")
-    assert said.err == f"{said.error}\n"
-    assert len(said.err) < 200
-    assert limactl.calls() == []
-
-
 def test_logs_of_a_vm_that_never_started(limactl: Limactl, agent_vm: Command) -> None:
     assert (
         agent_vm("logs").error == "agent-vm: there is no VM agent-vm; `agent-vm start` creates it"

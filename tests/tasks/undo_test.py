@@ -53,7 +53,7 @@ def test_the_list_for_machines(deleted: Guest, agent_vm: Command) -> None:
 def test_a_name_that_is_not_kept(deleted: Guest, agent_vm: Command) -> None:
     said = agent_vm("undo", "nothing")
     assert said.status == 1
-    assert said.error == "agent-vm: nothing is kept under nothing; `agent-vm undo` lists it"
+    assert said.error == "agent-vm: nothing is kept under 'nothing'; `agent-vm undo` lists it"
 
 
 def test_a_workspace_that_is_there_again_stays(
