@@ -35,7 +35,8 @@ ANSWERS = {
 VERBS = [
     "clean fix --force", "clean-all", "clean-all --force", "destroy", "destroy --force",
     "fetch fix", "provision", "provision --upgrade", "push fix", "refresh-home",
-    "refresh-home --force", "secrets", "secrets --clear", "start", "status", "status --json", "tools", "tools --json",
+    "refresh-home --force", "secrets", "secrets --clear", "start", "status", "status --json",
+    "tools", "tools --json",
 ]  # fmt: skip
 
 
