@@ -34,7 +34,6 @@ _SAFE = {
     "protocol.ssh.allow": "always",
     "push.followTags": "false",
     "push.gpgSign": "false",
-    "push.pushOption": "",
     "push.recurseSubmodules": "no",
     "submodule.recurse": "false",
     "transfer.bundleURI": "false",
@@ -80,10 +79,6 @@ def transfer(
     Where it takes long, `say` gets its progress (of push and fetch with --progress).
     """
     options = [part for key, value in _SAFE.items() for part in ("-c", f"{key}={value}")]
-    # The longest prefix counts: this leaves ours as they are, whatever the repository's own say.
-    ours = f"{name}:.agent-vm/workspaces/"
-    options += [part for key in ("insteadOf", "pushInsteadOf")
-                for part in ("-c", f"url.{ours}.{key}={ours}")]  # fmt: skip
     # Ownership was checked by the user's own git before; their safe.directory is out of sight here.
     options += ["-c", f"safe.directory={repository}"]
     limit = ["prlimit", f"--fsize={LARGEST_PACK}"] if shutil.which("prlimit") else []

@@ -211,11 +211,11 @@ def require_branchable(ws: Workspace) -> str:
     return commit
 
 
-def ensure_branch(ws: Workspace, say: Say) -> None:
-    """Create the branch from HEAD when it does not exist; the user's checkout stays."""
+def ensure_branch(ws: Workspace, say: Say) -> str:
+    """Create the branch from HEAD when it does not exist; its commit. The user's checkout stays."""
     repo = ws.repository.path
-    if _commit(repo, f"refs/heads/{ws.branch}"):
-        return
+    if commit := _commit(repo, f"refs/heads/{ws.branch}"):
+        return commit
     commit = require_branchable(ws)
     made = git.run(repo, "branch", "--no-track", "--", ws.branch, commit, check=False)
     if not made.ok:
@@ -223,6 +223,7 @@ def ensure_branch(ws: Workspace, say: Say) -> None:
     say(f"created branch {ws.branch} from HEAD")
     for other in _alike(repo, ws.branch):
         say(f"there is a branch {other!a}, too: only upper case or the coding of accents differs")
+    return commit
 
 
 def push(ws: Workspace, say: Say, include: Sequence[str] = ()) -> Update:
@@ -232,13 +233,13 @@ def push(ws: Workspace, say: Say, include: Sequence[str] = ()) -> Update:
     untracked files named in `include`. Raises AgentVMError when git fails.
     """
     extra = _included(ws.repository.path, include)
-    ensure_branch(ws, say)
-    tags, folder = _tags(ws), ""
-    result = _send(ws, tags, say)
+    commit, folder = ensure_branch(ws, say), ""
+    refs = f"{commit} refs/heads/{ws.branch}\n{_tags(ws)}"
+    result = _send(ws, refs, say)
     if not result.ok:
         with state.lock(ws.vm, say):  # another command may be at the same
             folder = create(ws)
-            result = _send(ws, tags, say)
+            result = _send(ws, refs, say)
     if not result.ok:
         raise git.explain(result, f"pushing {ws.branch}")
     with _sense():
@@ -440,24 +441,59 @@ def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _tags(ws: Workspace) -> list[str]:
-    """Tags of what is sent with the branch, so that `git describe` works there; the newest."""
-    listed = git.run(  # a replaced parent would let in tags of other history
+def _tags(ws: Workspace) -> str:
+    """The newest tags on what is sent with the branch, as lines of packed-refs.
+
+    With them `git describe` works inside. A replaced parent would let in those of other history.
+    """
+    listed = git.run(
         ws.repository.path, "--no-replace-objects", "for-each-ref", "--sort=-creatordate",
-        f"--count={MOST_TAGS}", f"--merged=refs/heads/{ws.branch}", "--format=%(refname)",
-        "refs/tags", check=False,
+        f"--count={MOST_TAGS}", f"--merged=refs/heads/{ws.branch}",
+        "--format=%(objectname) %(refname)", "refs/tags", check=False,
     )  # fmt: skip
-    # Git would stop at a name that it does not have, such as one that is no UTF-8.
-    return [tag for tag in listed.stdout.split("\n") if tag and "\ufffd" not in tag]
+    # What is no UTF-8 would come by another name.
+    return "\n".join(line for line in listed.stdout.split("\n") if "\ufffd" not in line)
 
 
-def _send(ws: Workspace, tags: Sequence[str], say: Say) -> Result:
+@contextlib.contextmanager
+def _exchange(ws: Workspace, refs: str) -> Iterator[Path]:
+    """A bare repository for a push: the objects of the user's, `refs`, and nothing else of it.
+
+    Its settings do not count there, and git is quick to match refs by a pattern where it takes
+    seconds for many that are named.
+    """
+    import tempfile
+
+    common, version = ws.repository.common, ws.repository.object_format
+    with tempfile.TemporaryDirectory(prefix="agent-vm-") as name:
+        made = Path(name)
+        (made / "refs").mkdir()
+        (made / "HEAD").write_text("ref: refs/heads/none\n", "utf-8")
+        (made / "config").write_text(_EXCHANGE.format(version), "utf-8")
+        (made / "packed-refs").write_text(refs, "utf-8")
+        (made / "objects").symlink_to(common / "objects")
+        (made / "shallow").symlink_to(common / "shallow")
+        yield made
+
+
+_EXCHANGE = """\
+[core]
+repositoryFormatVersion = 1
+bare = true
+[extensions]
+objectFormat = {}
+"""
+
+
+def _send(ws: Workspace, refs: str, say: Say) -> Result:
     """Push the branch, and the tags that are not there; judged by the branch alone."""
     branch = f"refs/heads/{ws.branch}:refs/agent-vm/in/{ws.branch}"
-    result = git.transfer(
-        ws.repository.path, ws.vm, "push", "--porcelain", "--progress", "--no-verify",
-        "--no-follow-tags", "--no-recurse-submodules", "--", ws.url, f"+{branch}", *tags, say=say,
-    )  # fmt: skip
+    with _exchange(ws, refs) as repo:
+        result = git.transfer(
+            repo, ws.vm, "push", "--porcelain", "--progress", "--no-verify", "--no-follow-tags",
+            "--no-recurse-submodules", "--", ws.url, f"+{branch}", "refs/tags/*:refs/tags/*",
+            say=say,
+        )  # fmt: skip
     # Git fails, too, where a tag is another one inside, which then stays.
     arrived = re.search(rf"^[ +*=]\t{re.escape(branch)}\t", result.stdout, re.MULTILINE)
     return replace(result, status=0) if arrived else result

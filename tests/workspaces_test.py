@@ -358,6 +358,14 @@ def test_shallow_clones_work(guest: Guest, repository: Path, home: Path) -> None
     assert git(home / "shallow", "rev-parse", "fix") == made
 
 
+def test_a_clone_that_borrows_objects_works(guest: Guest, repository: Path, home: Path) -> None:
+    git(home, "clone", "--quiet", "--shared", str(repository), "shared")
+    borrowed = home / "shared/.git/objects/info/alternates"
+    borrowed.write_text("../../../src/app/.git/objects\n")
+    assert push(workspace(home / "shared"))[0] == "updated"
+    assert (guest.workspaces / "shared-fix/README").read_text() == "hello\n"
+
+
 def test_sha256_repositories_work(guest: Guest, home: Path) -> None:
     make_repository(home / "new", "--object-format=sha256")
     ws = workspace(home / "new")
