@@ -234,7 +234,7 @@ def push(ws: Workspace, say: Say, include: Sequence[str] = ()) -> Update:
     """
     extra = _included(ws.repository.path, include)
     commit, folder = ensure_branch(ws, say), ""
-    refs = f"{commit} refs/heads/{ws.branch}\n{_tags(ws)}"
+    refs = f"{commit} refs/heads/{ws.branch}\n{_tags(ws.repository.path, commit)}"
     result = _send(ws, refs, say)
     if not result.ok:
         with state.lock(ws.vm, say):  # another command may be at the same
@@ -441,58 +441,27 @@ def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _tags(ws: Workspace) -> str:
-    """The newest tags on what is sent with the branch, as lines of packed-refs.
+def _tags(repo: Path, commit: str) -> str:
+    """The newest tags on a commit and what led to it, as lines of packed-refs.
 
     With them `git describe` works inside. A replaced parent would let in those of other history.
     """
     listed = git.run(
-        ws.repository.path, "--no-replace-objects", "for-each-ref", "--sort=-creatordate",
-        f"--count={MOST_TAGS}", f"--merged=refs/heads/{ws.branch}",
-        "--format=%(objectname) %(refname)", "refs/tags", check=False,
+        repo, "--no-replace-objects", "for-each-ref", "--sort=-creatordate",
+        f"--count={MOST_TAGS}", f"--merged={commit}", "--format=%(objectname) %(refname)",
+        "refs/tags", check=False,
     )  # fmt: skip
     # What is no UTF-8 would come by another name.
     return "\n".join(line for line in listed.stdout.split("\n") if "\ufffd" not in line)
 
 
-@contextlib.contextmanager
-def _exchange(ws: Workspace, refs: str) -> Iterator[Path]:
-    """A bare repository for a push: the objects of the user's, `refs`, and nothing else of it.
-
-    Its settings do not count there, and git is quick to match refs by a pattern where it takes
-    seconds for many that are named.
-    """
-    import tempfile
-
-    common, version = ws.repository.common, ws.repository.object_format
-    with tempfile.TemporaryDirectory(prefix="agent-vm-") as name:
-        made = Path(name)
-        (made / "refs").mkdir()
-        (made / "HEAD").write_text("ref: refs/heads/none\n", "utf-8")
-        (made / "config").write_text(_EXCHANGE.format(version), "utf-8")
-        (made / "packed-refs").write_text(refs, "utf-8")
-        (made / "objects").symlink_to(common / "objects")
-        (made / "shallow").symlink_to(common / "shallow")
-        yield made
-
-
-_EXCHANGE = """\
-[core]
-repositoryFormatVersion = 1
-bare = true
-[extensions]
-objectFormat = {}
-"""
-
-
 def _send(ws: Workspace, refs: str, say: Say) -> Result:
     """Push the branch, and the tags that are not there; judged by the branch alone."""
     branch = f"refs/heads/{ws.branch}:refs/agent-vm/in/{ws.branch}"
-    with _exchange(ws, refs) as repo:
+    with git.exchange(ws.repository.common, ws.repository.object_format, refs) as repo:
         result = git.transfer(
-            repo, ws.vm, "push", "--porcelain", "--progress", "--no-verify", "--no-follow-tags",
-            "--no-recurse-submodules", "--", ws.url, f"+{branch}", "refs/tags/*:refs/tags/*",
-            say=say,
+            repo, ws.vm, "push", "--porcelain", "--progress", "--", ws.url, f"+{branch}",
+            "refs/tags/*:refs/tags/*", say=say,
         )  # fmt: skip
     # Git fails, too, where a tag is another one inside, which then stays.
     arrived = re.search(rf"^[ +*=]\t{re.escape(branch)}\t", result.stdout, re.MULTILINE)

@@ -185,11 +185,13 @@ def test_names_that_differ_in_case_or_coding_are_two_workspaces_and_told(
     ]
 
 
-def test_a_repositorys_name_may_be_as_long_as_a_folders_can_be(guest: Guest, home: Path) -> None:
-    make_repository(home / ("日" * 85))
-    make_repository(home / "x" / ("日" * 85))
-    for folder in (home, home / "x"):
-        ws = workspace(folder / ("日" * 85), "é" * 100)
+@pytest.mark.parametrize("name", ["日" * 85, "x" * 255])
+def test_a_repositorys_name_may_be_as_long_as_a_folders_can_be(
+    guest: Guest, home: Path, name: str
+) -> None:
+    for place in (home, home / "x"):
+        make_repository(place / name)
+        ws = workspace(place / name, "é" * 100)
         assert push(ws)[0] == "updated"
         commit_inside(guest, guest.home / ws.path)
         assert fetch(ws)[0].merged
