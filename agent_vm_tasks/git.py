@@ -13,6 +13,7 @@ import shlex
 import shutil
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import guest, process
@@ -20,7 +21,6 @@ from .errors import AgentVMError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from .console import Say
 
@@ -35,7 +35,6 @@ _SAFE = {
     "protocol.ssh.allow": "always",
     "push.followTags": "false",
     "push.gpgSign": "false",
-    "push.pushOption": "",
     "push.recurseSubmodules": "no",
     "submodule.recurse": "false",
     "transfer.bundleURI": "false",
@@ -59,6 +58,14 @@ _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode's categories of characters that act instead of being seen."""
 _STEP = re.compile(r"(remote: )?[A-Z][a-z ]+: +\d.{,80}")
 """How git says how far it is: `Writing objects:  45% (9/20), 8.00 MiB | 4.00 MiB/s`."""
+
+_BARE = """\
+[core]
+repositoryFormatVersion = 1
+bare = true
+[extensions]
+objectFormat = {}
+"""
 
 # What would point git elsewhere than at the folder it is told to work in (git(1), ENVIRONMENT).
 _STEERING = (
@@ -95,10 +102,6 @@ def transfer(
     falls silent, and AgentVMError when it says too much.
     """
     options = [part for key, value in _SAFE.items() for part in ("-c", f"{key}={value}")]
-    # The longest prefix counts: this leaves ours as they are, whatever the repository's own say.
-    ours = f"{name}:.agent-vm/workspaces/"
-    options += [part for key in ("insteadOf", "pushInsteadOf")
-                for part in ("-c", f"url.{ours}.{key}={ours}")]  # fmt: skip
     # Ownership was checked by the user's own git before; their safe.directory is out of sight here.
     options += ["-c", f"safe.directory={repository}"]
     receiving = "fetch" in args
@@ -119,6 +122,26 @@ def transfer(
         said = f"fatal: the VM sent more than {LARGEST_PACK >> 30} GiB, which is refused"
         return replace(result, stderr=said)
     return result
+
+
+@contextlib.contextmanager
+def exchange(common: Path, object_format: str, refs: str) -> Iterator[Path]:
+    """A bare repository to push from: the objects of `common`, `refs`, and nothing else of it.
+
+    Its settings do not count there, and git is quick to match refs by a pattern where it takes
+    seconds for many that are named.
+    """
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="agent-vm-") as name:
+        made = Path(name)
+        (made / "refs").mkdir()
+        (made / "HEAD").write_text("ref: refs/heads/none\n", "utf-8")
+        (made / "config").write_text(_BARE.format(object_format), "utf-8")
+        (made / "packed-refs").write_text(refs, "utf-8")
+        (made / "objects").symlink_to(common / "objects")
+        (made / "shallow").symlink_to(common / "shallow")
+        yield made
 
 
 @contextlib.contextmanager

@@ -280,11 +280,11 @@ def _symbolic(branch: str, link: str) -> AgentVMError:
     return AgentVMError(f"the branch {branch} is a symbolic ref", f"name {link} itself")
 
 
-def ensure_branch(ws: Workspace, say: Say) -> None:
-    """Create the branch from HEAD when it does not exist; the user's checkout stays."""
+def ensure_branch(ws: Workspace, say: Say) -> str:
+    """Create the branch from HEAD when it does not exist; its commit. The user's checkout stays."""
     repo = ws.repository.path
-    if _commit(repo, f"refs/heads/{ws.branch}"):
-        return
+    if commit := _commit(repo, f"refs/heads/{ws.branch}"):
+        return commit
     commit = require_branchable(repo, ws.branch)
     made = git.run(repo, "branch", "--no-track", "--", ws.branch, commit, check=False)
     if not made.ok:
@@ -292,6 +292,7 @@ def ensure_branch(ws: Workspace, say: Say) -> None:
     say(f"created branch {ws.branch} from HEAD")
     for other in _alike(repo, ws.branch):
         say(f"there is a branch {other!a}, too: only upper case or the coding of accents differs")
+    return commit
 
 
 def push(ws: Workspace, say: Say, include: Sequence[str] = ()) -> Update:
@@ -301,15 +302,16 @@ def push(ws: Workspace, say: Say, include: Sequence[str] = ()) -> Update:
     untracked files named in `include`. Raises AgentVMError when git fails.
     """
     extra = _included(ws.repository.path, include)
-    ensure_branch(ws, say)
-    tags, folder = _tags(ws), ""
-    result = _send(ws, tags, say)
+    commit, folder = ensure_branch(ws, say), ""
+    refs = f"{commit} refs/heads/{ws.branch}\n{_tags(ws.repository.path, commit)}"
+    result = _send(ws, refs, say)
     if not result.ok:
         with state.lock(ws.vm, say):  # another command may be at the same
             folder = create(ws)
-            result = _send(ws, tags, say)
+            result = _send(ws, refs, say)
     if not result.ok:
         raise git.explain(result, f"pushing {ws.branch}")
+    _remember(ws, sent=commit)
     with _sense():
         outcome, detail = guest.script(ws.vm, "workspace-update.sh", ws.key, ws.branch)
     if folder and include:
@@ -596,31 +598,31 @@ def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _tags(ws: Workspace) -> list[str]:
-    """Tags of what is sent with the branch, so that `git describe` works there; the newest."""
-    listed = git.run(  # a replaced parent would let in tags of other history
-        ws.repository.path, "--no-replace-objects", "for-each-ref", "--sort=-creatordate",
-        f"--count={MOST_TAGS}", f"--merged=refs/heads/{ws.branch}", "--format=%(refname)",
+def _tags(repo: Path, commit: str) -> str:
+    """The newest tags on a commit and what led to it, as lines of packed-refs.
+
+    With them `git describe` works inside. A replaced parent would let in those of other history.
+    """
+    listed = git.run(
+        repo, "--no-replace-objects", "for-each-ref", "--sort=-creatordate",
+        f"--count={MOST_TAGS}", f"--merged={commit}", "--format=%(objectname) %(refname)",
         "refs/tags", check=False,
     )  # fmt: skip
-    # Git would stop at a name that it does not have, such as one that is no UTF-8.
-    return [tag for tag in listed.stdout.split("\n") if tag and "\ufffd" not in tag]
+    # What is no UTF-8 would come by another name.
+    return "\n".join(line for line in listed.stdout.split("\n") if "\ufffd" not in line)
 
 
-def _send(ws: Workspace, tags: Sequence[str], say: Say) -> Result:
+def _send(ws: Workspace, refs: str, say: Say) -> Result:
     """Push the branch, and the tags that are not there; judged by the branch alone."""
-    commit = _commits(ws)[0]
     branch = f"refs/heads/{ws.branch}:refs/agent-vm/in/{ws.branch}"
-    result = git.transfer(
-        ws.repository.path, ws.vm, "push", "--porcelain", "--progress", "--no-verify",
-        "--no-follow-tags", "--no-recurse-submodules", "--", ws.url, f"+{branch}", *tags, say=say,
-    )  # fmt: skip
+    with git.exchange(ws.repository.common, ws.repository.object_format, refs) as repo:
+        result = git.transfer(
+            repo, ws.vm, "push", "--porcelain", "--progress", "--", ws.url, f"+{branch}",
+            "refs/tags/*:refs/tags/*", say=say,
+        )  # fmt: skip
     # Git fails, too, where a tag is another one inside, which then stays.
     arrived = re.search(rf"^[ +*=]\t{re.escape(branch)}\t", result.stdout, re.MULTILINE)
-    if not arrived:
-        return result
-    _remember(ws, sent=commit)
-    return replace(result, status=0)
+    return replace(result, status=0) if arrived else result
 
 
 def _forward(ws: Workspace, old: str, new: str) -> tuple[bool, str]:

@@ -185,11 +185,13 @@ def test_names_that_differ_in_case_or_coding_are_two_workspaces_and_told(
     ]
 
 
-def test_a_repositorys_name_may_be_as_long_as_a_folders_can_be(guest: Guest, home: Path) -> None:
-    make_repository(home / ("日" * 85))
-    make_repository(home / "x" / ("日" * 85))
-    for folder in (home, home / "x"):
-        ws = workspace(folder / ("日" * 85), "é" * 100)
+@pytest.mark.parametrize("name", ["日" * 85, "x" * 255])
+def test_a_repositorys_name_may_be_as_long_as_a_folders_can_be(
+    guest: Guest, home: Path, name: str
+) -> None:
+    for place in (home, home / "x"):
+        make_repository(place / name)
+        ws = workspace(place / name, "é" * 100)
         assert push(ws)[0] == "updated"
         commit_inside(guest, guest.home / ws.path)
         assert fetch(ws)[0].merged
@@ -356,6 +358,14 @@ def test_shallow_clones_work(guest: Guest, repository: Path, home: Path) -> None
     made = commit_inside(guest, guest.workspaces / ws.folder)
     assert fetch(ws)[0].merged
     assert git(home / "shallow", "rev-parse", "fix") == made
+
+
+def test_a_clone_that_borrows_objects_works(guest: Guest, repository: Path, home: Path) -> None:
+    git(home, "clone", "--quiet", "--shared", str(repository), "shared")
+    borrowed = home / "shared/.git/objects/info/alternates"
+    borrowed.write_text("../../../src/app/.git/objects\n")
+    assert push(workspace(home / "shared"))[0] == "updated"
+    assert (guest.workspaces / "shared-fix/README").read_text() == "hello\n"
 
 
 def test_sha256_repositories_work(guest: Guest, home: Path) -> None:
