@@ -30,6 +30,8 @@ import yaml
 from agent_vm_tasks import data, host, lima, render, state
 from agent_vm_tasks import guest as ssh_guest
 
+from .family import send
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -159,8 +161,12 @@ class Limactl:
         return self.folder / "lima"
 
     def driver(self, name: str = VM) -> int:
-        """The process that is the running VM, as QEMU is: an sshd that leads a process group."""
+        """The process that is the running VM, as QEMU is: an sshd."""
         return int((self.lima / name / "ha.pid").read_text())
+
+    def signal(self, number: signal.Signals, name: str = VM) -> None:
+        """Send a signal to all of the VM, its connections included."""
+        send(number, self.driver(name))
 
     def instance(self, name: str = VM) -> dict[str, Any] | None:
         """What it keeps of an instance."""
@@ -296,8 +302,7 @@ def limactl(
     yield made
     ssh_guest.disconnect(VM)
     for instance in made.lima.glob("*/ha.pid"):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(int(instance.read_text()), signal.SIGKILL)
+        made.signal(signal.SIGKILL, instance.parent.name)
     remove(folder)
 
 
@@ -389,14 +394,15 @@ def answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def members(leader: int) -> set[int]:
-    """The processes of a group."""
-    found = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if os.getpgid(int(entry.name)) == leader:
-                found.add(int(entry.name))
-    return found
+@contextlib.contextmanager
+def leading(*argv: str, **more: Any) -> Iterator[subprocess.Popen[str]]:  # noqa: ANN401
+    """Run a program that leads a process group, which is ended with it."""
+    with subprocess.Popen(argv, start_new_session=True, text=True, **more) as child:
+        try:
+            yield child
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
 
 
 def wait_until(check: Any, what: str, seconds: float = 10) -> None:  # noqa: ANN401  any callable

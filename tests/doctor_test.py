@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -18,7 +19,8 @@ from agent_vm_tasks import doctor, guest, image, lima, mount, process, state, vm
 from agent_vm_tasks.errors import AgentVMError
 from agent_vm_tasks.settings import Mount, Provision, Settings, Vm
 
-from .conftest import VM, a_host, members, running_sshd, ssh_config, unmount, wait_until
+from .conftest import VM, a_host, leading, running_sshd, ssh_config, unmount, wait_until
+from .family import family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,17 +82,17 @@ def works(settings: Settings) -> None:
     assert process.run([*guest.ssh(VM), "echo in"]).stdout == "in\n"
 
 
-def silent(limactl: Limactl, port: int) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def silent(limactl: Limactl, port: int) -> Iterator[None]:
     """Put something in the place of the VM that takes connections and says nothing."""
-    os.killpg(limactl.driver(), signal.SIGKILL)
+    limactl.signal(signal.SIGKILL)
     wait_until(lambda: free(port), "the port stays taken")
-    argv = [sys.executable, "-c", SILENT, str(port)]
-    child = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert child.stdout
-    assert child.stdout.readline() == "up\n"
-    child.stdout.close()
-    (limactl.lima / VM / "ha.pid").write_text(str(child.pid))
-    return child
+    argv = (sys.executable, "-c", SILENT, str(port))
+    with leading(*argv, stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        assert child.stdout.readline() == "up\n"
+        (limactl.lima / VM / "ha.pid").write_text(str(child.pid))
+        yield
 
 
 def free(port: int) -> bool:
@@ -144,7 +146,7 @@ def test_a_broken_instance(limactl: Limactl, started: Settings) -> None:
 
 
 def test_an_instance_that_was_deleted_by_hand(limactl: Limactl, started: Settings) -> None:
-    os.killpg(limactl.driver(), signal.SIGKILL)
+    limactl.signal(signal.SIGKILL)
     shutil.rmtree(limactl.lima / VM)
     assert "deleted without agent-vm" in faults(started)["instance"]
     repaired(started)
@@ -219,7 +221,7 @@ def test_a_port_that_is_the_vms_no_more(limactl: Limactl, started: Settings) -> 
 
 @pytest.mark.usefixtures("impatient")
 def test_a_frozen_vm_is_woken(limactl: Limactl, started: Settings) -> None:
-    os.killpg(limactl.driver(), signal.SIGSTOP)
+    limactl.signal(signal.SIGSTOP)
     assert faults(started) == {"answers": "frozen: a signal stopped it"}
     repaired(started)
     works(started)
@@ -255,7 +257,7 @@ def test_a_vm_that_has_long_been_silent_is_stopped_and_started(
 
 def test_who_answers_is_not_the_vm(limactl: Limactl, started: Settings) -> None:
     guest.disconnect(VM)
-    os.killpg(limactl.driver(), signal.SIGKILL)
+    limactl.signal(signal.SIGKILL)
     with running_sshd(limactl.sshd, limactl.sshd.folder / "other") as port:
         (limactl.lima / VM / "ha.pid").unlink()
         limactl.change(sshLocalPort=port)
@@ -274,8 +276,7 @@ def test_who_answers_is_not_the_vm(limactl: Limactl, started: Settings) -> None:
 
 
 def test_a_connection_whose_other_end_is_gone(limactl: Limactl, started: Settings) -> None:
-    driver = limactl.driver()
-    for pid in members(driver) - {driver}:
+    for pid in family(limactl.driver())[1:]:
         os.kill(pid, signal.SIGSTOP)
     assert faults(started) == {"connection": "the warm connection is dead"}
     repaired(started)
@@ -344,7 +345,7 @@ def test_a_mount_of_a_vm_that_is_gone_is_taken_away(limactl: Limactl, mounted: S
     assert pid
     os.kill(pid, signal.SIGKILL)
     guest.disconnect(VM)
-    os.killpg(limactl.driver(), signal.SIGKILL)
+    limactl.signal(signal.SIGKILL)
     assert list(faults(mounted)) == ["mount"]
     repaired(mounted)
     assert mount.current(mount.point(mounted)) is None
@@ -368,7 +369,7 @@ def test_what_killed_commands_left_of_disks(settings: Settings, limactl: Limactl
 def test_a_look_at_a_dead_vm_takes_less_than_ten_seconds(
     limactl: Limactl, started: Settings
 ) -> None:
-    os.killpg(limactl.driver(), signal.SIGSTOP)
+    limactl.signal(signal.SIGSTOP)
     began = time.monotonic()
     assert list(faults(started)) == ["answers"]
     assert time.monotonic() - began < 10

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -29,7 +28,8 @@ from agent_vm_tasks import guest as ssh_guest
 from agent_vm_tasks.errors import AgentVMError
 from agent_vm_tasks.settings import Mount, Provision, Settings, Vm, with_vm
 
-from .conftest import VM, WORKS, a_host, answers, commit, git, members, wait_until
+from .conftest import VM, WORKS, a_host, answers, commit, git, leading, wait_until
+from .family import family
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -90,8 +90,8 @@ def test_the_guest_gets_the_host_key_that_is_pinned(limactl: Limactl, settings: 
     assert known[:2] == [VM, "ssh-ed25519"]
     ssh_guest.disconnect(VM)
     (state.folder(VM) / "known_hosts").write_text(limactl.sshd.public_key("other"))
-    with pytest.raises(AgentVMError, match="ssh does not get in"):
-        vm.require_running(VM)
+    with pytest.raises(AgentVMError, match="its host key is another"):
+        ssh_guest.warm_up(VM)
 
 
 def test_a_second_start_does_nothing(limactl: Limactl, settings: Settings) -> None:
@@ -247,13 +247,11 @@ def silent(limactl: Limactl, settings: Settings) -> Iterator[int]:
     """A VM that lost its connection and takes new ones without a word; its port."""
     started(settings)
     port = ssh_guest.port(VM)
-    os.killpg(limactl.driver(), signal.SIGKILL)
+    limactl.signal(signal.SIGKILL)
     wait_until(lambda: not answers(port), "the port stays taken")
-    with subprocess.Popen(["sleep", "100"], start_new_session=True) as qemu:
+    with leading("sleep", "100") as qemu, socket.create_server(("127.0.0.1", port)):
         (limactl.lima / VM / "ha.pid").write_text(str(qemu.pid))
-        with socket.create_server(("127.0.0.1", port)):
-            yield port
-        qemu.kill()
+        yield port
 
 
 @pytest.mark.usefixtures("impatient")
@@ -262,16 +260,14 @@ def test_a_vm_that_another_command_left_booting_is_waited_for(
 ) -> None:
     started(settings)
     before = limactl.calls()
-    os.killpg(limactl.driver(), signal.SIGKILL)
+    limactl.signal(signal.SIGKILL)
     sshd = limactl.sshd.argv(limactl.lima / VM / "host_key", ssh_guest.port(VM))
-    late = ["sh", "-c", 'sleep 1; exec "$@" 2> /dev/null', "sh", *sshd]
-    with subprocess.Popen(late, start_new_session=True) as qemu:
+    with leading("sh", "-c", 'sleep 1; exec "$@" 2> /dev/null', "sh", *sshd) as qemu:
         (limactl.lima / VM / "ha.pid").write_text(str(qemu.pid))
         said = started(settings)
         assert any("runs, but does not answer yet" in line for line in said)
         assert vm.ready(VM)
         assert limactl.calls() == before
-        os.killpg(qemu.pid, signal.SIGKILL)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -314,8 +310,7 @@ def test_a_connection_whose_other_end_is_gone_is_opened_anew(
     monkeypatch.setattr(ssh_guest, "RESPONSE", 0.5)
     started(settings)
     before = login()
-    driver = limactl.driver()
-    for pid in members(driver) - {driver}:
+    for pid in family(limactl.driver())[1:]:
         os.kill(pid, signal.SIGSTOP)
     assert started(settings) == []
     assert login() != before

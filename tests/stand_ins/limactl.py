@@ -93,12 +93,13 @@ def start(name: str) -> None:
 
 
 def stop(name: str) -> None:
-    import contextlib
     import signal
 
     if pid := driver(name):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)  # with the connections, as they end with a VM
+        sys.path.append(str(Path(__file__).parents[2]))
+        from tests.family import send
+
+        send(signal.SIGKILL, pid)  # with the connections, as they end with a VM
     (path(name).parent / "ha.pid").unlink(missing_ok=True)
     save(name, **{**load(name), "status": "Stopped", "sshLocalPort": 0})
 

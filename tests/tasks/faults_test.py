@@ -162,7 +162,7 @@ def test_an_instance_made_by_somebody_else_after_ours_was_deleted_by_hand(
     limactl: Limactl, agent_vm: Command
 ) -> None:
     agent_vm("start")
-    os.killpg(limactl.driver(), signal.SIGKILL)
+    limactl.signal(signal.SIGKILL)
     shutil.rmtree(limactl.lima / VM)
     theirs = {"plain": True, "provision": [{"script": "true"}]}
     limactl.change(status="Stopped", cpus=1, config=theirs)
@@ -188,9 +188,9 @@ def test_a_configuration_that_was_cut_off_is_refused_and_kept(
 def frozen(limactl: Limactl, repository: Path, agent_vm: Command) -> Iterator[None]:
     """A VM with a workspace and a warm connection, stopped by a signal."""
     assert agent_vm("connect", "fix", "--command", "echo mine > uncommitted").status == 0
-    os.killpg(limactl.driver(), signal.SIGSTOP)
+    limactl.signal(signal.SIGSTOP)
     yield
-    os.killpg(limactl.driver(), signal.SIGCONT)
+    limactl.signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("verb", ["push", "fetch", "clean", "status", "undo"])
@@ -202,7 +202,7 @@ def test_a_frozen_vm_is_told(limactl: Limactl, agent_vm: Command, verb: str) -> 
         assert "nothing is kept" in said.error
         return
     assert "does not answer: it is frozen, or too busy" in said.out + said.err
-    os.killpg(limactl.driver(), signal.SIGCONT)
+    limactl.signal(signal.SIGCONT)
     assert agent_vm("connect", "fix", "--", "cat", "uncommitted").out == "mine\n"
 
 
@@ -213,7 +213,7 @@ def test_a_connection_into_a_frozen_vm_says_so_and_goes_on_when_that_does(
     started = forked.start(home / "ran", "connect", "fix", "--", "cat", "uncommitted")
     said = "warning: the VM agent-vm does not answer: it is frozen, or too busy; "
     wait_until(lambda: said in (home / "ran" / "err").read_text(), "nothing is said")
-    os.killpg(limactl.driver(), signal.SIGCONT)
+    limactl.signal(signal.SIGCONT)
     ended = started.end()
     assert (ended.status, ended.out) == (0, "mine\n")
 
