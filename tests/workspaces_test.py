@@ -130,10 +130,16 @@ def test_two_branches_of_alike_names_do_not_mix(guest: Guest, repository: Path) 
     assert len(list(guest.workspaces.iterdir())) == 2
 
 
-def test_a_branch_below_another_is_gits_own_complaint(guest: Guest, repository: Path) -> None:
-    push(workspace(repository, "feature"))
-    with pytest.raises(AgentVMError, match="creating branch feature/x failed: fatal: cannot lock"):
-        push(workspace(repository, "feature/x"))
+def test_a_branch_that_names_another_one_is_not_fetched(guest: Guest, repository: Path) -> None:
+    """What was done to it would be done to the other one, which may be checked out."""
+    ws = workspace(repository)
+    push(ws)
+    before = git(repository, "rev-parse", "main")
+    commit_inside(guest, guest.workspaces / ws.folder)
+    git(repository, "symbolic-ref", "refs/heads/fix", "refs/heads/main")
+    with pytest.raises(AgentVMError, match="the branch fix is a symbolic ref; name refs/heads/main"):
+        fetch(ws)
+    assert git(repository, "rev-parse", "main") == before
 
 
 @pytest.mark.parametrize("branch", ["", "-x", "@", "HEAD", "refs/heads/x", "a b", "x" * 201])

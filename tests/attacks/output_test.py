@@ -34,8 +34,8 @@ ANSWERS = {
 """What a guest without a shell of ours prints, complains and returns, whatever it is asked."""
 VERBS = [
     "clean fix --force", "clean-all", "clean-all --force", "destroy", "destroy --force",
-    "fetch fix", "provision", "provision --upgrade", "push fix", "refresh-home", "refresh-home --force",
-    "secrets", "secrets --clear", "start", "status", "status --json", "tools", "tools --json",
+    "fetch fix", "provision", "provision --upgrade", "push fix", "refresh-home",
+    "refresh-home --force", "secrets", "secrets --clear", "start", "status", "status --json", "tools", "tools --json",
 ]  # fmt: skip
 
 
