@@ -335,7 +335,10 @@ def run(home: Path, has: str, typed: str) -> tuple[Found, Said, Found]:
         if not ready and child.wait() == SKIPPED:
             pytest.skip("not with the rights of this account")
         before = everything(home) if ready else {}
-        out, err = child.communicate(b"\n", timeout=30)
+        try:
+            out, err = child.communicate(b"\n", timeout=30)
+        finally:
+            child.kill()
         said = Said(child.returncode, out.decode(), err.decode())
     assert ready, said
     return before, said, everything(home)

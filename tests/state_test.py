@@ -44,6 +44,7 @@ def holder(home: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_the_folder_is_private(home: Path) -> None:
     assert state.folder(VM) == home / ".agent-vm" / VM
+    state.write(state.folder(VM) / "file", "")
     assert state.folder(VM).stat().st_mode & 0o777 == 0o700
 
 
@@ -154,6 +155,7 @@ def test_the_connections_socket_can_be_bound(
     deep.mkdir(parents=True, exist_ok=True)
     monkeypatch.setenv("HOME", str(deep))
     monkeypatch.setattr("tempfile.tempdir", str(home))
+    state.write(state.folder(VM) / "ssh.config", "")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.bind(f"{state.control_path(VM)}.0123456789abcdef")
     assert state.control_path(VM).parent.stat().st_mode & 0o777 == 0o700

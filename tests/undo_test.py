@@ -359,7 +359,7 @@ def test_the_newest_copy_of_a_folder_is_found(guest: Guest, ws: Workspace, insid
     assert first.id != second.id
     assert undo.find(VM, "app-fix") == second
     assert undo.find(VM, first.id) == first
-    with pytest.raises(AgentVMError, match="nothing is kept under x"):
+    with pytest.raises(AgentVMError, match="nothing is kept under 'x'"):
         undo.find(VM, "x")
 
 

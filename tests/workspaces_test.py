@@ -204,6 +204,20 @@ def test_a_branch_below_another_is_gits_own_complaint(guest: Guest, repository: 
         push(workspace(repository, "feature/x"))
 
 
+def test_a_branch_that_names_another_one_is_not_fetched(guest: Guest, repository: Path) -> None:
+    """What was done to it would be done to the other one, which may be checked out."""
+    ws = workspace(repository)
+    push(ws)
+    before = git(repository, "rev-parse", "main")
+    commit_inside(guest, guest.workspaces / ws.folder)
+    git(repository, "symbolic-ref", "refs/heads/fix", "refs/heads/main")
+    with pytest.raises(
+        AgentVMError, match="the branch fix is a symbolic ref; name refs/heads/main"
+    ):
+        fetch(ws)
+    assert git(repository, "rev-parse", "main") == before
+
+
 @pytest.mark.parametrize("branch", ["", "-x", "@", "HEAD", "refs/heads/x", "a b", "x" * 201])
 def test_what_is_no_branch_name_is_a_usage_error(repository: Path, branch: str) -> None:
     with pytest.raises(UsageError):
