@@ -135,7 +135,7 @@ def _named(file: TextIO) -> str:
 
 
 def _home() -> Path:
-    path = Path.home()
+    path = Path(os.environ["HOME"] if "HOME" in os.environ else Path.home())
     if not path.is_absolute() or not path.is_dir():
         raise AgentVMError(f"there is no home folder {path}", "set HOME")
     return path

@@ -250,6 +250,7 @@ def heal(found: Instance, say: Say) -> Instance | None:
     again = lima.find(found.name)
     if again and again.status in {lima.INCOMPLETE, lima.UNKNOWN} and not again.has_disk:
         lima.delete(again.name)
+        forget(again.name)
         return None
     if again is not None and again.status != "Stopped":
         raise AgentVMError(

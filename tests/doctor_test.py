@@ -59,6 +59,7 @@ def started(limactl: Limactl, settings: Settings) -> Settings:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut the time that a VM has to answer to what a test can wait for."""
     monkeypatch.setattr(guest, "GREETING", 0.5)
+    monkeypatch.setattr(guest, "RESPONSE", 1.0)
     monkeypatch.setattr(process, "WATCH", 0.5)
 
 
@@ -275,6 +276,7 @@ def test_who_answers_is_not_the_vm(limactl: Limactl, started: Settings) -> None:
     works(started)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_connection_whose_other_end_is_gone(limactl: Limactl, started: Settings) -> None:
     for pid in family(limactl.driver())[1:]:
         os.kill(pid, signal.SIGSTOP)

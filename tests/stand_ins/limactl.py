@@ -47,7 +47,7 @@ def show(name: str) -> None:
         fatal(f"unable to load instance {name}: open lima.yaml: no such file or directory")
     entry = load(name)
     if entry["status"] == "Running" and (pid := driver(name)):
-        alive = Path(f"/proc/{pid}").exists()
+        alive = lives(pid)
         entry |= {"status": "Running" if alive else "Stopped", "driverPID": pid if alive else 0}
     print(json.dumps({"dir": str(path(name).parent), **entry}))
 
@@ -121,6 +121,14 @@ def driver(name: str) -> int:
     """The process that is the running VM."""
     pid = path(name).parent / "ha.pid"
     return int(pid.read_text()) if pid.exists() else 0
+
+
+def lives(pid: int) -> bool:
+    """Whether it does, and is not only waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
 
 
 def load(name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 from invoke.context import Context
 from invoke.exceptions import Exit
 
+from agent_vm_tasks import doctor as faults
 from agent_vm_tasks import host, install
 from agent_vm_tasks.errors import AgentVMError
 from agent_vm_tasks.tasks import setup as commands
@@ -24,6 +25,13 @@ pytestmark = pytest.mark.usefixtures("home")
 FINE = host.Check("lima", ok=True, required=True, detail="2.2.0 at /usr/local/bin/limactl")
 SLOW = host.Check("kvm", ok=False, required=False, detail="no /dev/kvm", fix="turn it on")
 LOST = host.Check("qemu", ok=False, required=True, detail="not installed", fix="install it")
+
+
+@pytest.fixture(autouse=True)
+def no_vm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at no VM, least of all at one of this machine."""
+    monkeypatch.setattr(faults, "checks", lambda _settings: [])
+    monkeypatch.setattr(faults, "repair", lambda _settings, _say: [])
 
 
 def finds(monkeypatch: pytest.MonkeyPatch, *checks: host.Check) -> None:
