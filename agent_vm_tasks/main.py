@@ -48,7 +48,8 @@ class AgentVM(Program):
     def parse_tasks(self) -> None:
         with _usage_errors():
             super().parse_tasks()
-            if "--" in self.argv[:-1] and "connect" not in {task.name for task in self.tasks}:
+            completing = bool(self.args.complete.value)
+            if not completing and "--" in self.argv[:-1] and "connect" not in {task.name for task in self.tasks}:
                 raise ParseError("Only connect takes a command after '--'.")
 
     def parse_cleanup(self) -> None:

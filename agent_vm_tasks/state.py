@@ -30,7 +30,7 @@ def folder(name: str) -> Path:
     Raises AgentVMError where somebody else could put files in our place.
     """
     path = _home() / ".agent-vm" / name
-    if os.path.lexists(path):
+    if os.path.lexists(path) or path.parent.is_file():
         make(path)
     return path
 

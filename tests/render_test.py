@@ -389,6 +389,7 @@ def test_another_host_key_is_not_trusted(
     config = home / "config"
     config.write_text(ssh_config(sshd, sshd_port))
     known = home / ".agent-vm" / "agent-vm" / "known_hosts"
+    known.parent.mkdir(parents=True)
     known.write_text(f"agent-vm {sshd.public_key('other')}\n")
     said = process.run(["ssh", "-F", str(config), "agent-vm", "pwd"], check=False, timeout=20)
     assert said.status == 255

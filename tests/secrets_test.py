@@ -349,6 +349,7 @@ def test_the_key_of_tokens_is_made_once_and_is_the_owners(home: Path) -> None:
 @pytest.mark.parametrize("text", ["", "short", "z" * 64, "\xff" * 64])
 def test_a_key_that_is_damaged_is_made_anew(home: Path, text: str) -> None:
     key = state.folder(VM) / "secrets.key"
+    state.make(key.parent)
     key.write_text(text, "latin-1")
     assert secrets.token(VM, Secrets({}, {})) == secrets.token(VM, Secrets({}, {}))
     assert len(key.read_text()) == 64

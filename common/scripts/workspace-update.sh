@@ -22,7 +22,7 @@ for lock in index HEAD "refs/heads/$branch"; do
 done
 read -r head < .git/HEAD || head=
 if [ "$head" != "ref: refs/heads/$branch" ]; then # not so, or in another form
-    head=$(git symbolic-ref --quiet HEAD || git rev-parse --verify HEAD)
+    head=$(git symbolic-ref --quiet HEAD || git rev-parse --quiet --verify HEAD || head -c 300 .git/HEAD)
     [ "$head" = "refs/heads/$branch" ] || answer elsewhere "${head#refs/heads/}"
 fi
 # Without a branch, but with an index it is no new workspace.
