@@ -48,8 +48,8 @@ class AgentVM(Program):
     def parse_tasks(self) -> None:
         with _usage_errors():
             super().parse_tasks()
-            completing = bool(self.args.complete.value)
-            if not completing and "--" in self.argv[:-1] and "connect" not in {task.name for task in self.tasks}:
+            takes_one = self.args.complete.value or "connect" in {t.name for t in self.tasks}
+            if "--" in self.argv[:-1] and not takes_one:
                 raise ParseError("Only connect takes a command after '--'.")
 
     def parse_cleanup(self) -> None:

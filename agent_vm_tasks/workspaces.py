@@ -287,6 +287,8 @@ def ensure_branch(ws: Workspace, say: Say) -> str:
         return commit
     commit = require_branchable(repo, ws.branch)
     made = git.run(repo, "branch", "--no-track", "--", ws.branch, commit, check=False)
+    if not made.ok and (another := _commit(repo, f"refs/heads/{ws.branch}")):
+        return another  # a command beside this one has made it
     if not made.ok:
         raise git.explain(made, f"creating branch {ws.branch}")
     say(f"created branch {ws.branch} from HEAD")
