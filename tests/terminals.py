@@ -40,8 +40,7 @@ class Terminal:
         while left:
             readable, writable, _ = select.select([self.master], [self.master], [], self.limit)
             assert readable or writable, "nobody reads what is typed"
-            if readable:
-                self._read(0)
+            assert not readable or self._read(0), f"it has ended: {self.seen[self.told :]!r}"
             if writable:
                 left = left[os.write(self.master, left[:1024]) :]
 
