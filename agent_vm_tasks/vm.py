@@ -208,7 +208,8 @@ def contents(settings: Settings) -> tuple[tuple[Row, ...], str]:
 def stop(settings: Settings, say: Say) -> bool:
     """Power the VM down; False when it was not running."""
     name = settings.vm.name
-    require_exists(name)  # nothing is made to say that there is none
+    if not made_here(name):
+        require_exists(name)  # no lock is made to say that there is none
     with state.lock(name, say):
         found = require_exists(name)
         silent = found.running and not (lima.wake(found) or guest.answers(name))

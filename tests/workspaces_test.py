@@ -200,7 +200,9 @@ def test_a_repositorys_name_may_be_as_long_as_a_folders_can_be(
 
 def test_a_branch_below_another_is_gits_own_complaint(guest: Guest, repository: Path) -> None:
     push(workspace(repository, "feature"))
-    with pytest.raises(AgentVMError, match="creating branch feature/x failed: fatal: cannot lock"):
+    with pytest.raises(
+        AgentVMError, match="there is a branch feature, beside which git can make no feature/x"
+    ):
         push(workspace(repository, "feature/x"))
 
 

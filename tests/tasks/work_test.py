@@ -461,7 +461,7 @@ def test_a_branch_that_git_cannot_make(vm: Guest, repository: Path, agent_vm: Co
     git(repository, "branch", "a")
     said = agent_vm("push", "a/b")
     assert (said.status, said.out) == (1, "")
-    assert said.error.startswith("agent-vm: creating branch a/b failed: ")
+    assert said.error.startswith("agent-vm: there is a branch a, beside which git can make no a/b")
     assert not list(vm.workspaces.iterdir())
 
 
