@@ -161,7 +161,8 @@ def test_ctrl_z_stops_the_program_and_fg_returns_to_it(vm: Guest) -> None:
 
 def test_the_size_and_its_changes_reach_the_program(vm: Guest) -> None:
     # bash loses a signal that comes while it is in the trap for the one before.
-    watch = "trap new=yes WINCH; new=yes; while :; do now=$new; new=; ${now:+stty size}; sleep 0.05; done"
+    loop = "now=$new; new=; ${now:+stty size}; sleep 0.05"
+    watch = f"trap new=yes WINCH; new=yes; while :; do {loop}; done"
     with connected("--command", watch) as at:
         at.wait_for(f"{LINES} {COLUMNS}\r\n")
         for lines, columns in ((40, 120), (10, 20)):

@@ -74,7 +74,8 @@ def test_a_shell_from_the_first_key_to_the_last_status(vm: User, project: Path) 
 
 
 def test_the_size_and_its_changes_reach_the_program(vm: User, project: Path) -> None:
-    watch = "trap new=yes WINCH; new=yes; while :; do now=$new; new=; ${now:+stty size}; sleep 0.2; done"
+    loop = "now=$new; new=; ${now:+stty size}; sleep 0.2"
+    watch = f"trap new=yes WINCH; new=yes; while :; do {loop}; done"
     with connected(vm, project, "--command", watch) as at:
         at.wait_for(f"{LINES} {COLUMNS}\r\n")
         at.resize(40, 120)
