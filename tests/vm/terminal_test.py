@@ -27,6 +27,7 @@ PASTE = f"\x1b[200~\r~.\r~~~\r{WIDE * 3000}\x1b[201~".encode()
 @pytest.fixture(scope="module")
 def project(vm: User) -> Iterator[Path]:
     top = vm.repository("term")
+    vm.agent_vm("push", "typing", cwd=top)  # what is typed before there is a shell is nobody's
     yield top
     vm.agent_vm("clean", "typing", "--force", cwd=top)
 
