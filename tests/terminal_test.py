@@ -145,8 +145,7 @@ def test_ctrl_z_stops_the_program_and_fg_returns_to_it(vm: Guest) -> None:
     with shell() as at:
         at.type("sh -c 'echo wai''ting; read -r word; echo \"<$word>\"'\r")
         at.wait_for("waiting")
-        at.type("\x1a")
-        at.wait_for("Stopped")
+        at.press("\x1a", "Stopped")
         at.wait_for("<shell> ")
         at.type("fg\r")
         at.wait_for("sh -c")

@@ -44,6 +44,19 @@ class Terminal:
             if writable:
                 left = left[os.write(self.master, left[:1024]) :]
 
+    def press(self, key: str, text: str) -> None:
+        """Press a key until `text` is shown: the shell may still be handing the terminal over."""
+        for _ in range(5):
+            self.type(key)
+            end = time.monotonic() + self.limit / 5
+            while (at := self.seen.find(text.encode(), self.told)) < 0:
+                if not self._read(end - time.monotonic()):
+                    break
+            else:
+                self.told = at + len(text.encode())
+                return
+        raise AssertionError(f"no {text!r} in {self.seen[self.told :]!r}")
+
     def resize(self, lines: int, columns: int) -> None:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
