@@ -434,7 +434,8 @@ def _row(fields: list[str]) -> Row:
     unfetched, changed, untracked, stashes = (
         int(field) if re.fullmatch("[0-9]{1,18}", field) else None for field in counts
     )
-    others = tuple((name, int(number)) for number, name in map(str.split, listed.splitlines()))
+    pairs = (line.split(" ", 1) for line in listed.split("\n") if line)
+    others = tuple((name, int(number)) for number, name in pairs)
     return Row(folder, key, repository, branch, unfetched, changed, untracked, stashes, others)
 
 

@@ -14,7 +14,7 @@ from agent_vm_tasks import git, process
 from agent_vm_tasks.errors import AgentVMError, UsageError
 from agent_vm_tasks.process import Result
 
-from .conftest import VM, make_repository
+from .conftest import VM, commit, make_repository
 from .conftest import git as plain_git
 from .programs import script
 
@@ -78,9 +78,13 @@ def test_questions_are_about_the_folder_not_the_environment(
     repository: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_repository(home / "other")
+    commit(home / "other", "more")
+    here = plain_git(repository, "rev-parse", "HEAD")
     monkeypatch.setenv("GIT_DIR", str(home / "other/.git"))
+    assert git.output(repository, "rev-parse", "HEAD") == here
+    monkeypatch.delenv("GIT_DIR")
     monkeypatch.setenv("GIT_INDEX_FILE", str(home / "index"))
-    assert git.output(repository, "rev-parse", "--show-toplevel") == str(repository)
+    assert git.output(repository, "status", "--porcelain") == ""
 
 
 def test_a_failing_git_is_told_by_its_reason(repository: Path) -> None:

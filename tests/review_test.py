@@ -116,10 +116,11 @@ def test_npm_scripts_are_named_when_they_change(repository: Path, base: str) -> 
     assert review.what_runs(repository, first, broken) == ["web/package.json (npm)"]
 
 
-def test_what_the_host_has_changed_since_is_not_the_guests(repository: Path, base: str) -> None:
+def test_what_the_host_has_changed_since_is_not_the_guests(repository: Path) -> None:
+    base = commit(repository, ".envrc", "of both\n")
     new = commit(repository, "theirs/.envrc")
     git(repository, "reset", "-q", "--hard", base)
-    ours = commit(repository, ".envrc")
+    ours = commit(repository, ".envrc", "ours\n")
     assert review.what_runs(repository, ours, new) == [
         "theirs/.envrc (the shell that enters the folder)"
     ]

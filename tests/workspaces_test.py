@@ -1117,6 +1117,7 @@ def test_where_the_branch_cannot_move_the_work_arrives_and_nothing_else_changes(
     push(ws)
     made = commit_inside(guest, inside)
     subprocess.run(["bash", "-c", HERE[state]], check=True, cwd=repository, capture_output=True)
+    os.utime(repository / "README", (0, 0))  # git would note in the index that it has not changed
     before = everything(home / "src")
     fetched, _ = fetch(ws)
     assert everything(home / "src") == before
@@ -1186,7 +1187,8 @@ def test_a_fetch_that_was_killed_half_way_is_taken_up(
     guest: Guest, repository: Path, ws: Workspace, inside: Path
 ) -> None:
     commit_inside(guest, inside)
-    git(repository, "update-ref", ws.incoming, "main")
+    left = git(repository, "commit-tree", "-m", "of another time", "main^{tree}")
+    git(repository, "update-ref", ws.incoming, left)
     assert fetch(ws)[0].merged
     assert "incoming" not in git(repository, "for-each-ref")
 
@@ -1308,10 +1310,11 @@ def test_what_cannot_be_looked_at_counts_as_work(guest: Guest, ws: Workspace, in
 def test_commits_are_counted_by_branch(guest: Guest, ws: Workspace, inside: Path) -> None:
     commit_inside(guest, inside)
     guest.run("git checkout -q -b idea && git commit -q --allow-empty -m i", cwd=inside)
-    guest.run("git commit -q --allow-empty -m i && git checkout -q -b é/日本 fix", cwd=inside)
+    odd = "é/日\u3000本\u2028"
+    guest.run(f"git commit -q --allow-empty -m i && git checkout -q -b {odd} fix", cwd=inside)
     guest.run("git commit -q --allow-empty -m j && git checkout -q fix", cwd=inside)
     (row,) = workspaces.inventory(VM)
-    assert row.losses == ["4 commits not fetched (2 on branch idea, 1 on branch é/日本)"]
+    assert row.losses == [f"4 commits not fetched (2 on branch idea, 1 on branch {odd})"]
 
 
 @pytest.mark.parametrize(
@@ -1429,6 +1432,15 @@ def test_a_damaged_note_of_what_the_host_has_counts_for_nothing(
         note.write_text(text)
         assert workspaces.inventory(VM)[0].losses == ["1 commit not fetched"]
     assert push(ws) == ("current", "")
+    assert workspaces.inventory(VM)[0].losses == []
+
+
+def test_notes_of_years_do_not_stop_the_inventory(home: Path, ws: Workspace) -> None:
+    notes = home / ".agent-vm" / VM / "shared"
+    text = (notes / ws.key).read_text()
+    for number in range(3000):
+        (notes / f"{number:016}").write_text(text)
+        os.utime(notes / f"{number:016}", (number, number))
     assert workspaces.inventory(VM)[0].losses == []
 
 
