@@ -74,4 +74,4 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
 
 
 def _cell(value: object) -> str:
-    return "?" if value is None else one_line(str(value)).replace("\t", r"\t")
+    return "?" if value is None else one_line(str(value))

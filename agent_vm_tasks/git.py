@@ -147,13 +147,14 @@ def exchange(common: Path, object_format: str, refs: str) -> Iterator[Path]:
 @contextlib.contextmanager
 def _progress(say: Say) -> Iterator[Callable[[str], None]]:
     """What tells by git's words so far, some of which are the guest's, how far it is."""
-    told: list[str] = []
+    told = False
 
     def hear(said: str) -> None:
+        nonlocal told
         whole = re.split(r"[\r\n]+", said)[:-1]
-        if steps := [step[0].rstrip() for step in map(_STEP.match, whole) if step]:
-            told.append(steps[-1])
-            say(f"{steps[-1]}\r")
+        if step := next(filter(None, map(_STEP.match, reversed(whole))), None):
+            told = True
+            say(f"{step[0].rstrip()}\r")
 
     try:
         yield hear

@@ -78,8 +78,12 @@ def connected(name: str) -> bool:
 
 def responds(name: str) -> bool:
     """Whether a command comes back over the warm connection: its master may live all alone."""
+    return connected(name) and _comes_back(name)
+
+
+def _comes_back(name: str) -> bool:
     alone = ("-o", "ControlMaster=no")  # where the connection is lost, this opens none in its place
-    return connected(name) and _succeeds([*ssh(name, *alone), set_clock()])
+    return _succeeds([*ssh(name, *alone), set_clock()])
 
 
 def set_clock() -> str:
@@ -240,7 +244,7 @@ def enter(name: str, remote: str) -> int:
 
 def _tell_silence(name: str) -> None:
     """Say so when nothing comes back; ssh itself gives up later, for the VM may go on."""
-    if not (responds(name) if connected(name) else answers(name)):
+    if not (_comes_back(name) if connected(name) else answers(name)):
         warn(str(silence(name)))
 
 

@@ -232,13 +232,18 @@ def _discard_disk(instance: Instance) -> None:
         (instance.dir / name).unlink(missing_ok=True)
 
 
+def _home() -> Path:
+    """Where Lima keeps its instances."""
+    return Path(os.environ.get("LIMA_HOME") or host.service_home() / ".lima")
+
+
 def _check_home(name: str) -> None:
     """Refuse a folder in which the instance's longest socket would have no room, or no folder."""
     given = os.environ.get("LIMA_HOME", "")
     usable = Path(given).is_dir() or not os.path.lexists(given)
     if given and not (usable and given.startswith("/")):
         raise UsageError(f"LIMA_HOME: {given!r:.90} is no folder", "give a full path, or unset it")
-    folder = os.path.realpath(given or host.service_home() / ".lima")
+    folder = os.path.realpath(_home())
     if len(os.fsencode(f"{folder}/{name}/{_SOCKET}")) >= (104 if host.is_macos() else 108):
         raise UsageError(
             f"{folder:.100} is too long a path for Lima's sockets", "set LIMA_HOME to a shorter one"
@@ -322,8 +327,7 @@ def _telling(what: str, say: Say) -> Callable[[str], None]:
 
 
 def _incomplete(name: str) -> Instance | None:
-    home = os.environ.get("LIMA_HOME")
-    folder = (Path(home) if home else host.service_home() / ".lima") / name
+    folder = _home() / name
     if not folder.is_dir() or (folder / "lima.yaml").exists():
         return None
     return Instance(name, INCOMPLETE, folder, 0, 0, 0, 0, "", errors=("it has no lima.yaml",))

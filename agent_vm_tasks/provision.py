@@ -51,11 +51,7 @@ def run(
     """
     connection = guest.connection(settings.vm.name, c)
     with connection:
-        with (
-            _ended_by_interrupt(connection),
-            _in_our_words(),
-            _ended_by_silence(connection, settings.vm.name, say),
-        ):
+        with _watched(connection, settings.vm.name, say):
             due = _due(connection, wanted, upgrade=upgrade)
         ready = nested.supplied(due, settings.packages, say)
         if not ready:
@@ -63,11 +59,7 @@ def run(
         left_out = {stage.name for stage in due} - {stage.name for stage in ready}
         archive = _archive([stage for stage in wanted if stage.name not in left_out], ready)
         listener = _Listener(say)
-        with (
-            _ended_by_interrupt(connection),
-            _in_our_words(),
-            _ended_by_silence(connection, settings.vm.name, say),
-        ):
+        with _watched(connection, settings.vm.name, say):
             folder = connection.run("mktemp -d", hide=True, in_stream=False).stdout.strip()
             target = f"{folder}/provision.tar"
             connection.put(io.BytesIO(archive), target)
@@ -102,6 +94,17 @@ def _failure(listener: _Listener, complaint: str) -> AgentVMError:
     return AgentVMError(
         f"provisioning failed in stage {told}", f"{where}`agent-vm start` resumes there"
     )
+
+
+@contextlib.contextmanager
+def _watched(connection: Connection, name: str, say: Say) -> Iterator[None]:
+    """What goes over the connection ends with Ctrl-C or a silent VM, and fails in our words."""
+    with (
+        _ended_by_interrupt(connection),
+        _in_our_words(),
+        _ended_by_silence(connection, name, say),
+    ):
+        yield
 
 
 @contextlib.contextmanager

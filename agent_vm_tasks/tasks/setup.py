@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from json import dumps
 from typing import TYPE_CHECKING
 
 from invoke.context import Context  # noqa: TC002  Invoke reads signatures
@@ -51,7 +50,7 @@ def doctor(_context: Context, json: bool = False, fix: bool = False) -> None:
     found = [*host_found, *vm_found]
     if json:
         usable = not _missing(found)
-        print(dumps({"ok": usable, "checks": [asdict(check) for check in found]}, indent=2))
+        print(console.as_json({"ok": usable, "checks": [asdict(check) for check in found]}))
     else:
         print(console.printable("\n".join(_told(check) for check in found)))
     _fail_if_unusable(host_found)
