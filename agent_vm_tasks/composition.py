@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import guest, secrets, settings, vm, workspaces
+from . import guest, secrets, settings, sync, vm, workspaces
 from .console import say, warn
 
 if TYPE_CHECKING:
@@ -36,6 +36,6 @@ def workspace(c: Context, branch: str) -> Iterator[Connection]:
     ws = workspaces.around(chosen, Path.cwd(), branch, sending=True)
     with connection(c) as made:
         if workspaces.inspect(ws) is None:
-            workspaces.push(ws, say, chosen.workspace.include)
+            sync.push(ws, say, chosen.workspace.include)
         with made.cd(ws.path):
             yield made

@@ -92,6 +92,16 @@ def output(repository: Path, *args: str) -> str:
     return run(repository, *args).stdout.strip()
 
 
+def commit(repository: Path, name: str) -> str:
+    """The id of the commit; "" where there is none of that name."""
+    return object_id(repository, f"{name}^{{commit}}")
+
+
+def object_id(repository: Path, name: str) -> str:
+    """The id of the object; "" where there is none of that name."""
+    return run(repository, "rev-parse", "--quiet", "--verify", name, check=False).stdout.strip()
+
+
 def transfer(
     repository: Path, name: str, *args: str, say: Say = lambda _line: None
 ) -> process.Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -14,7 +15,7 @@ from .console import warn
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from fabric import Connection
@@ -193,6 +194,17 @@ def script(name: str, file: str, *args: str, timeout: float | None = 120) -> lis
         watch=watch(name),
     )  # fmt: skip
     return _successful(result).split("\0")[:-1]
+
+
+@contextlib.contextmanager
+def understood() -> Iterator[None]:
+    """An answer that cannot be taken apart is an error: the guest may say anything."""
+    try:
+        yield
+    except (ValueError, TypeError, IndexError):
+        raise AgentVMError(
+            "the VM gave a strange answer", "its ~/.bashrc may not print anything here"
+        ) from None
 
 
 def feed(

@@ -27,13 +27,15 @@ import hypothesis
 import pytest
 import yaml
 
-from agent_vm_tasks import data, host, lima, render, state
+from agent_vm_tasks import data, host, lima, render, state, sync, workspaces
 from agent_vm_tasks import guest as ssh_guest
 
 from .family import send
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from agent_vm_tasks.workspaces import Workspace
 
 # How long an example takes is the machine's business; benchmarks are in bench.py.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -257,7 +259,7 @@ def guest(home: Path, guest_home: Path, sshd: Sshd, sshd_port: int) -> Iterator[
 
 
 @pytest.fixture
-def warm(shared_connection: Path, home: Path) -> Iterator[None]:
+def warm(shared_connection: Path, guest: Guest) -> Iterator[None]:
     """Lend the test the run's open connection; it is not to be closed."""
     socket = state.control_path(VM)
     socket.symlink_to(shared_connection)
@@ -453,3 +455,17 @@ def _install_limactl(made: Limactl) -> None:
     call = shlex.join([*words, json.dumps(argv)])
     program.write_text(f'#!/bin/sh\nPYTHONPATH={folders} exec {call} "$@"\n')
     program.chmod(0o755)
+
+
+@pytest.fixture
+def ws(guest: Guest, warm: None, repository: Path) -> Workspace:
+    """A workspace of branch fix, just pushed; the host has main checked out."""
+    made = workspaces.workspace(VM, workspaces.repository(repository), "fix")
+    sync.push(made, lambda _line: None)
+    return made
+
+
+@pytest.fixture
+def inside(guest: Guest, ws: Workspace) -> Path:
+    """The workspace's folder as the guest has it."""
+    return guest.workspaces / ws.folder

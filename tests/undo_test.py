@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_vm_tasks import guest as ssh_guest
-from agent_vm_tasks import state, undo, workspaces
+from agent_vm_tasks import state, sync, undo, workspaces
 from agent_vm_tasks.errors import AgentVMError
 
 from .conftest import VM, commit
@@ -27,22 +27,7 @@ if TYPE_CHECKING:
 
 DAYS = 14
 
-
-@pytest.fixture
-def guest(guest: Guest, warm: None) -> Guest:
-    return guest
-
-
-@pytest.fixture
-def ws(guest: Guest, repository: Path) -> Workspace:
-    made = workspaces.workspace(VM, workspaces.repository(repository), "fix")
-    workspaces.push(made, print)
-    return made
-
-
-@pytest.fixture
-def inside(guest: Guest, ws: Workspace) -> Path:
-    return guest.workspaces / ws.folder
+pytestmark = pytest.mark.usefixtures("warm")
 
 
 def delete(days: int = DAYS) -> list[undo.Kept]:
@@ -100,9 +85,9 @@ def test_a_workspace_that_is_back_can_be_pushed_to_and_fetched(
     made = commit(inside, "work")
     (kept,) = delete()
     undo.restore(VM, kept)
-    fetched, _ = workspaces.fetch(ws, print)
+    fetched, _ = sync.fetch(ws, print)
     assert fetched.commits == 1
-    assert workspaces.push(ws, print).outcome == "current"
+    assert sync.push(ws, print).outcome == "current"
     assert guest.run("git rev-parse HEAD", cwd=inside) == made
 
 
@@ -191,11 +176,11 @@ def test_what_its_own_git_does_not_show_is_told_and_kept(
         cwd=inside,
     )
     command, told = INNER[what]
-    workspaces.fetch(ws, print)
+    sync.fetch(ws, print)
     assert (weights := undo.weigh(VM, workspaces.inventory(VM)))["app-fix"].losses == []
     assert not weights["app-fix"].extra
     guest.run(command, cwd=inside)
-    workspaces.fetch(ws, print)
+    sync.fetch(ws, print)
     rows = workspaces.inventory(VM)
     assert undo.losses(rows, undo.weigh(VM, rows)) == [f"app-fix: {told}"]
     before = files(inside)
@@ -266,7 +251,7 @@ def test_one_that_cannot_be_kept_stops_the_deletion_of_all(
     guest: Guest, inside: Path, repository: Path
 ) -> None:
     other = workspaces.workspace(VM, workspaces.repository(repository), "other")
-    workspaces.push(other, print)
+    sync.push(other, print)
     for folder in (inside, guest.workspaces / other.folder):
         commit(folder, "work")
     (guest.home / "bin").mkdir()
@@ -342,7 +327,7 @@ def test_a_workspace_that_was_made_again_is_not_overwritten(
 ) -> None:
     commit(inside, "work")
     (kept,) = delete()
-    workspaces.push(ws, print)
+    sync.push(ws, print)
     (inside / "later").write_text("later\n")
     with pytest.raises(AgentVMError, match="there is a workspace app-fix again"):
         undo.restore(VM, kept)
@@ -353,7 +338,7 @@ def test_a_workspace_that_was_made_again_is_not_overwritten(
 def test_the_newest_copy_of_a_folder_is_found(guest: Guest, ws: Workspace, inside: Path) -> None:
     commit(inside, "one")
     (first,) = delete()
-    workspaces.push(ws, print)
+    sync.push(ws, print)
     commit(inside, "two")
     (second,) = delete()
     assert first.id != second.id

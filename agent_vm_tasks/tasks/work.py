@@ -12,7 +12,7 @@ from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from agent_vm_tasks import guest, secrets, undo, vm, workspaces
+from agent_vm_tasks import guest, secrets, sync, undo, vm, workspaces
 from agent_vm_tasks import mount as sshfs
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks.console import reset, say, warn
@@ -101,7 +101,7 @@ def fetch(c: Context, branch: str | None = None) -> None:
     chosen = configuration.load()
     ws = _workspace(chosen, branch)
     existing(chosen, c)
-    fetched, contents = workspaces.fetch(ws, say)
+    fetched, contents = sync.fetch(ws, say)
     for line in contents.losses:
         warn(f"left in the workspace: {line}")
     if fetched.earlier:
@@ -228,7 +228,7 @@ def _input_waits() -> bool:
 
 def _push(chosen: configuration.Settings, ws: Workspace) -> str:
     """Push; the folder of a workspace that was made for it."""
-    update = workspaces.push(ws, say, chosen.workspace.include)
+    update = sync.push(ws, say, chosen.workspace.include)
     advice = _AFTER_PUSH.get(update.outcome, "the workspace gave a strange answer")
     if advice:
         detail = ", ".join(filter(None, update.detail.split("\n")))

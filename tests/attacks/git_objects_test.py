@@ -13,40 +13,24 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_vm_tasks import git as host_git
-from agent_vm_tasks import workspaces
+from agent_vm_tasks import sync
 from agent_vm_tasks.errors import AgentVMError
-from tests.conftest import VM, commit, git
+from tests.conftest import commit, git
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from agent_vm_tasks.workspaces import Fetched, Workspace
+    from agent_vm_tasks.sync import Fetched
+    from agent_vm_tasks.workspaces import Workspace
     from tests.conftest import Guest
 
 FILE, LINK, FOLDER = b"100644", b"120000", b"40000"
 
-
-@pytest.fixture
-def guest(guest: Guest, warm: None) -> Guest:
-    return guest
-
-
-@pytest.fixture
-def ws(guest: Guest, repository: Path) -> Workspace:
-    """A workspace of branch fix, which is checked out here."""
-    git(repository, "checkout", "--quiet", "-b", "fix")
-    made = workspaces.workspace(VM, workspaces.repository(repository), "fix")
-    workspaces.push(made, print)
-    return made
-
-
-@pytest.fixture
-def inside(guest: Guest, ws: Workspace) -> Path:
-    return guest.workspaces / ws.folder
+pytestmark = pytest.mark.usefixtures("warm")
 
 
 def fetch(ws: Workspace) -> Fetched:
-    return workspaces.fetch(ws, print)[0]
+    return sync.fetch(ws, print)[0]
 
 
 def put(inside: Path, kind: str, content: bytes) -> str:
@@ -228,7 +212,7 @@ def test_more_files_than_can_be_looked_at_are_not_checked_out(
 def test_files_beyond_the_limit_are_not_written_unasked(
     guest: Guest, ws: Workspace, inside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workspaces, "LARGEST_CHECKOUT", 2**20)
+    monkeypatch.setattr(sync, "LARGEST_CHECKOUT", 2**20)
     (inside / "zeros").write_bytes(bytes(2**21))
     guest.run("git add . && git commit -q -m large", cwd=inside)
     fetched = fetch(ws)

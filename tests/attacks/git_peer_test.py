@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_vm_tasks import workspaces
+from agent_vm_tasks import sync, workspaces
 from tests.conftest import VM, commit, git, make_repository, wait_until
 
 if TYPE_CHECKING:
@@ -26,32 +26,15 @@ HOOKS = (
     "pre-rebase", "proc-receive", "push-to-checkout", "reference-transaction", "update",
 )  # fmt: skip
 
-
-@pytest.fixture
-def guest(guest: Guest, warm: None) -> Guest:
-    return guest
-
-
-@pytest.fixture
-def ws(guest: Guest, repository: Path) -> Workspace:
-    """A workspace of branch fix, which is checked out here."""
-    git(repository, "checkout", "--quiet", "-b", "fix")
-    made = workspaces.workspace(VM, workspaces.repository(repository), "fix")
-    push(made)
-    return made
-
-
-@pytest.fixture
-def inside(guest: Guest, ws: Workspace) -> Path:
-    return guest.workspaces / ws.folder
+pytestmark = pytest.mark.usefixtures("warm")
 
 
 def push(ws: Workspace) -> str:
-    return workspaces.push(ws, lambda _line: None).outcome
+    return sync.push(ws, lambda _line: None).outcome
 
 
-def fetch(ws: Workspace) -> workspaces.Fetched:
-    return workspaces.fetch(ws, lambda _line: None)[0]
+def fetch(ws: Workspace) -> sync.Fetched:
+    return sync.fetch(ws, lambda _line: None)[0]
 
 
 def executable(path: Path, text: str) -> None:
@@ -278,8 +261,8 @@ def test_a_peer_that_never_answers_ends_with_an_interrupt(
 ) -> None:
     executable(guest.home / "bin/git-upload-pack", "touch ~/called; exec sleep 100")
     code = (
-        "from pathlib import Path; from agent_vm_tasks import workspaces as w;"
-        "w.fetch(w.workspace('agent-vm', w.repository(Path.cwd()), 'fix'), print)"
+        "from pathlib import Path; from agent_vm_tasks import sync, workspaces as w;"
+        "sync.fetch(w.workspace('agent-vm', w.repository(Path.cwd()), 'fix'), print)"
     )
     argv = [sys.executable, "-c", code]
     with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as child:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from invoke.context import Context
 
-from agent_vm_tasks import composition, workspaces
+from agent_vm_tasks import composition, sync, workspaces
 from tests.conftest import VM, make_repository
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ def test_names_run_nothing(
     make_repository(folder)
     monkeypatch.chdir(folder)
     ws = workspaces.workspace(VM, workspaces.repository(folder), name)
-    assert workspaces.push(ws, print).outcome == "updated"
+    assert sync.push(ws, print).outcome == "updated"
     guest.run("git commit -q --allow-empty -m x", cwd=guest.workspaces / ws.folder)
-    assert workspaces.fetch(ws, print)[0].merged
+    assert sync.fetch(ws, print)[0].merged
     assert workspaces.enter(VM, ws, None, ["true", name]) == 0
     assert [row.branch for row in workspaces.inventory(VM)] == [name]
     with composition.workspace(Context(), name) as made:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_vm_tasks import process, stages, workspaces
+from agent_vm_tasks import process, stages, sync, workspaces
 from agent_vm_tasks.console import printable
 from agent_vm_tasks.main import program
 from agent_vm_tasks.stages import Stage
@@ -50,7 +50,7 @@ def inside(
     settings = repository / "agent-vm.toml"
     settings.write_text("[mount]\nenabled = false\n[provision]\nenabled = false\n")
     ws = workspaces.workspace(VM, workspaces.repository(repository), "fix")
-    workspaces.push(ws, lambda _line: None)
+    sync.push(ws, lambda _line: None)
     return guest.workspaces / ws.folder
 
 
