@@ -59,6 +59,16 @@ class User:
         assert "Traceback" not in done.stderr
         return done.stderr
 
+    def kills(self, sign: str, *args: str) -> None:
+        """Kill a command as soon as it says `sign`; what it started is left to itself."""
+        with subprocess.Popen(
+            [PROGRAM, *args], env=self.env, cwd=self.home, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        ) as started:  # fmt: skip
+            assert started.stderr
+            assert any(sign in line for line in started.stderr)
+            started.kill()
+
     def git(self, *args: str, cwd: Path) -> str:
         done = self.run("git", *args, cwd=cwd)
         assert done.returncode == 0, done.stderr

@@ -105,6 +105,7 @@ def test_a_full_guest_disk_does_not_keep_work_in(vm: User, project: Path) -> Non
     fill = "sudo sh -c 'fallocate -l $(($(df --output=avail -B1 / | tail -n 1))) /filled'"
     inside(vm, f"{fill}; ! echo x > more 2> /dev/null || echo not full", project, "full")
     try:
+        assert "space" in vm.fails("push", "more", cwd=project)
         vm.agent_vm("fetch", "full", cwd=project)
         assert vm.git("show", "full:work", cwd=project) == "1"
         vm.agent_vm("clean", "full", "--force", cwd=project)
