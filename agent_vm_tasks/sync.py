@@ -89,17 +89,28 @@ def push(ws: Workspace, say: Say, include: Sequence[str] = ()) -> Update:
     refs = f"{commit} refs/heads/{ws.branch}\n{_tags(ws.repository.path, commit)}"
     result = _send(ws, refs, say)
     if not result.ok:
-        with state.lock(ws.vm, say):  # another command may be at the same
+        with state.lock(ws.vm, say, "push-lock"):  # another command may be at the same
             folder = create(ws)
             result = _send(ws, refs, say)
     if not result.ok:
-        raise git.explain(result, f"pushing {ws.branch}")
+        raise _unsent(ws, result)
     remember(ws, sent=commit)
     with guest.understood():
         outcome, detail = guest.script(ws.vm, "workspace-update.sh", ws.key, ws.branch)
     if folder and include:
         guest.unpack(ws.vm, ws.path, extra)
     return Update(outcome, detail, folder)
+
+
+def _unsent(ws: Workspace, result: Result) -> AgentVMError:
+    """Why a push failed; a partial clone cannot send what it never had."""
+    promised = ("config", "--get-regexp", r"^remote\..*\.promisor$", "true")
+    if "unable to read" in result.stderr and git.run(ws.repository.path, *promised, check=False).ok:
+        return AgentVMError(
+            f"{ws.repository.path} is a partial clone that lacks files of {ws.branch}",
+            "`git fetch --refetch --no-filter` there gets them",
+        )
+    return git.explain(result, f"pushing {ws.branch}")
 
 
 def create(ws: Workspace) -> str:

@@ -340,6 +340,18 @@ def test_shallow_clones_work(guest: Guest, repository: Path, home: Path) -> None
     assert git(home / "shallow", "rev-parse", "fix") == made
 
 
+def test_a_partial_clone_is_told_how_to_become_whole(
+    guest: Guest, repository: Path, home: Path
+) -> None:
+    commit(repository, "README", "second\n")
+    git(repository, "config", "uploadpack.allowFilter", "true")
+    git(home, "clone", "--quiet", "--filter=blob:none", f"file://{repository}", "partial")
+    with pytest.raises(AgentVMError, match="a partial clone that lacks files of fix") as raised:
+        push(workspace(home / "partial"))
+    git(home / "partial", *raised.value.hint.split("`")[1].split()[1:])
+    assert push(workspace(home / "partial"))[0] == "updated"
+
+
 def test_a_clone_that_borrows_objects_works(guest: Guest, repository: Path, home: Path) -> None:
     git(home, "clone", "--quiet", "--shared", str(repository), "shared")
     borrowed = home / "shared/.git/objects/info/alternates"
