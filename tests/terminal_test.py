@@ -124,6 +124,14 @@ def test_ctrl_c_ends_the_program_and_the_shell_goes_on(vm: Guest, repository: Pa
         assert at.status() == 0
 
 
+def test_what_is_typed_ahead_reaches_the_shell_of_a_new_branch(vm: Guest, repository: Path) -> None:
+    with connected("fix") as at:
+        at.type("echo branch=$(git branch --show-current)\r")
+        at.wait_for("branch=fix\r\n")
+        at.type("exit\r")
+        assert at.status() == 0
+
+
 def test_ctrl_c_reaches_a_program_that_catches_it(vm: Guest) -> None:
     catching = "trap 'echo caught; exit 9' INT; echo ready; while :; do sleep 0.05; done"
     with connected("--command", catching) as at:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import stat
 import sys
 from pathlib import Path
@@ -219,9 +220,10 @@ def _supply(
 
 
 def _input_waits() -> bool:
-    """Whether stdin is a file or a pipe: what ssh has read of it is not there for a second try."""
+    """Whether stdin has, or may have, what is gone for a second try once ssh has read it."""
     try:
-        return not stat.S_ISCHR(os.fstat(0).st_mode)
+        typed = bool(select.select([0], [], [], 0)[0])
+        return typed or not stat.S_ISCHR(os.fstat(0).st_mode)
     except OSError:  # it is closed
         return False
 
