@@ -120,7 +120,7 @@ class Row:
     """A line of the inventory; counts are None where the guest could not tell.
 
     `unfetched` are the commits that the host does not have, `others` those of them that its own
-    branch does not have either, by branch.
+    branch does not have either, by branch. `seen`: when, in seconds since 1970 in the guest.
     """
 
     folder: str
@@ -132,6 +132,7 @@ class Row:
     untracked: int | None
     stashes: int | None
     others: tuple[tuple[str, int], ...] = ()
+    seen: str = ""
 
     @property
     def losses(self) -> list[str]:
@@ -263,18 +264,35 @@ def inventory(vm: str) -> list[Row]:
     known = [f"{key}={commit}" for key, commit in _held(vm)]
     fields = guest.script(vm, "workspace-list.sh", *known)
     with guest.understood():
-        rows = [_row(fields[at : at + 9]) for at in range(0, len(fields), 9)]
+        seen = fields[0]
+        if not re.fullmatch(r"[0-9]{1,12}\.[0-9]{6}", seen):
+            raise ValueError(seen)
+        rows = [_row(fields[at : at + 9], seen) for at in range(1, len(fields), 9)]
     return sorted(rows, key=lambda row: row.folder)
 
 
-def _row(fields: list[str]) -> Row:
+def require_unchanged(vm: str, rows: Sequence[Row]) -> None:
+    """Raise AgentVMError where something was written in a workspace since it was looked at."""
+    if not rows:
+        return
+    folders = [row.folder for row in rows]
+    if changed := guest.script(vm, "workspace-changed.sh", rows[0].seen, *folders, timeout=600):
+        raise AgentVMError(
+            f"nothing was deleted, as something writes in {', '.join(changed)}",
+            "end what runs there, or add --force",
+        )
+
+
+def _row(fields: list[str], seen: str) -> Row:
     folder, key, repository, branch, *counts, listed = fields
     unfetched, changed, untracked, stashes = (
         int(field) if re.fullmatch("[0-9]{1,18}", field) else None for field in counts
     )
     pairs = (line.split(" ", 1) for line in listed.split("\n") if line)
     others = tuple((name, int(number)) for number, name in pairs)
-    return Row(folder, key, repository, branch, unfetched, changed, untracked, stashes, others)
+    return Row(
+        folder, key, repository, branch, unfetched, changed, untracked, stashes, others, seen
+    )
 
 
 def _record(vm: str, key: str) -> Path:

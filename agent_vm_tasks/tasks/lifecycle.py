@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.tasks import task
 
-from agent_vm_tasks import console, secrets, undo, vm
+from agent_vm_tasks import console, secrets, undo, vm, workspaces
 from agent_vm_tasks import mount as sshfs
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks.console import say, warn
@@ -91,6 +91,8 @@ def destroy(_context: Context, force: bool = False) -> None:
     if trouble:
         warn(f"workspaces were not looked at and no copy is kept of them: {trouble}")
     kept = undo.keep(name, rows, weights, chosen.workspace.keep_days, say)
+    if not force:
+        workspaces.require_unchanged(name, rows)
     back = "; `agent-vm undo` lists what can be brought back" if kept else ""
     print(f"The VM is destroyed{back}." if vm.destroy(chosen, say) else "No VM exists.")
 

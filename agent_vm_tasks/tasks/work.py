@@ -246,6 +246,8 @@ def _remove(chosen: configuration.Settings, rows: list[workspaces.Row], *, force
         names = ", ".join(row.folder for row in rows)
         confirm(f"delete {names}", undo.losses(rows, weights))
     kept = undo.keep(name, rows, weights, days, say)
+    if not force:
+        workspaces.require_unchanged(name, rows)
     gone = workspaces.remove(name, [row.folder for row in rows]) if rows else []
     back = "; `agent-vm undo` lists what can be brought back" if kept else ""
     print(f"Deleted {len(gone)} workspace{'' if len(gone) == 1 else 's'}{back}.")

@@ -4,6 +4,7 @@
 # Prints NUL-ended: found, head, uncommitted, untracked, stashes, then pairs of another branch's
 # name and its count of commits that neither the host nor the branch has. "missing" for none.
 set -euo pipefail
+export GIT_OPTIONAL_LOCKS=0 # a look writes nothing
 key=$1 branch=$2
 shift 2
 cd -P "$HOME/.agent-vm/workspaces/$key" 2> /dev/null || {

@@ -3,6 +3,7 @@
 # then a last line that shows it is whole. Root packs, as containers leave files of root.
 # Arguments: folder, then what to leave out, each being too large: untracked, ignored.
 set -euo pipefail
+export GIT_OPTIONAL_LOCKS=0 # a look writes nothing
 folder=$1
 shift
 [ ! -L "$HOME/workspace/$folder" ] || {

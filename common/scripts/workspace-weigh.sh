@@ -4,6 +4,7 @@
 # only repositories inside it have (submodules are such), and files that its git does not look at:
 # told so by update-index, or ignored in a submodule. "?" stands for what could not be found out.
 set -uo pipefail
+export GIT_OPTIONAL_LOCKS=0 # a look writes nothing
 list=$(mktemp) part=$(mktemp)
 trap 'rm -f "$list" "$part"' EXIT
 weigh() { # OPTIONS of git ls-files

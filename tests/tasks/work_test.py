@@ -292,6 +292,33 @@ def test_clean_at_a_terminal_takes_yes_only(
     assert not (vm.workspaces / "app-fix").exists()
 
 
+@pytest.mark.parametrize("verb", [["clean", "fix"], ["clean-all"], ["destroy"]])
+def test_what_an_agent_writes_while_the_person_is_asked_is_not_deleted(
+    vm: Guest,
+    repository: Path,
+    agent_vm: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: list[str],
+) -> None:
+    agent_vm("push", "fix")
+    inside = vm.workspaces / "app-fix"
+
+    class Slow(Terminal):
+        def readline(self, _size: int | None = -1) -> str:  # type: ignore[override]
+            vm.run("echo more > work; git add work; git commit -qm work", cwd=inside)
+            return "y\n"
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", Slow())
+    said = agent_vm(*verb)
+    assert said.error.endswith(
+        "nothing was deleted, as something writes in app-fix; end what runs there, or add --force"
+    )
+    assert (inside / "work").exists()
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    assert agent_vm(*verb).status == 0
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
