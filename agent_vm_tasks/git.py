@@ -47,6 +47,8 @@ _CALM = (
 )  # fmt: skip
 _QUIET = {"GIT_LFS_SKIP_SMUDGE": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 
+INCOMING = "refs/agent-vm-incoming"
+"""Where a fetch puts what comes in, until what was fetched before is safe."""
 LARGEST_PACK = 4 * 2**30
 """Bytes that the guest may send in one fetch: a pack can be made to fill any disk."""
 LARGEST_MEMORY = 2 * 2**30
@@ -86,6 +88,12 @@ def run(
     env = {key: value for key, value in os.environ.items() if key not in _STEERING}
     argv = ["git", "-C", str(repository), *_CALM, *args]
     return process.run(argv, env={**env, **_QUIET}, check=check, stdin=stdin, most=most)
+
+
+def change(repository: Path, *args: str, stdin: str = "") -> process.Result:
+    """Like `run`, for what writes: git that Ctrl-C ends may leave locks, or half of a checkout."""
+    with process.interrupts_later():
+        return run(repository, *args, check=False, stdin=stdin)
 
 
 def output(repository: Path, *args: str) -> str:
@@ -174,10 +182,18 @@ def _progress(say: Say) -> Iterator[Callable[[str], None]]:
 
 
 def _tidy(repository: Path, since: float) -> int:
-    """Remove a pack that was cut off or refused, which git would keep for two weeks; its size."""
-    folder = repository / output(repository, "rev-parse", "--git-path", "objects/pack")
+    """Remove what git leaves when it is ended: locks of refs that are on their way, and packs.
+
+    The size of a pack that was cut off or refused, which git would keep for two weeks.
+    """
+    asked = ("rev-parse", "--git-path", "objects/pack", "--git-path", INCOMING)
+    packs, refs = (repository / line for line in output(repository, *asked).splitlines())
+    for lock in refs.rglob("*.lock"):
+        with contextlib.suppress(FileNotFoundError):
+            if lock.stat().st_mtime >= since:
+                lock.unlink()
     size = 0
-    for file in folder.glob("tmp_*"):
+    for file in packs.glob("tmp_*"):
         if (found := file.stat()).st_mtime >= since:
             size = max(size, found.st_size)
             file.unlink()

@@ -180,9 +180,21 @@ def popen(
     except OSError as error:
         raise _unusable(argv[0], error, user) from None
     if came:
-        kill(child)
-        signal.raise_signal(signal.SIGINT)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException:
+            kill(child)
+            raise
     return child
+
+
+@contextlib.contextmanager
+def interrupts_later() -> Iterator[None]:
+    """Have Ctrl-C wait for the end of what may not be cut off."""
+    with _interrupts_kept() as came:
+        yield
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager
@@ -262,7 +274,7 @@ def follow(
 
 
 def interactive(argv: Sequence[str], look: Callable[[], None] | None = None) -> int:
-    """Run `argv` on this terminal and return its status; Ctrl-C is the program's, not ours.
+    """Run `argv` on this terminal; its status, as a shell gives it. Ctrl-C is the program's.
 
     It does not outlive us, and it ends first: it may have to put the terminal back. `look` is
     called once, when it takes longer than a moment.
@@ -272,15 +284,20 @@ def interactive(argv: Sequence[str], look: Callable[[], None] | None = None) -> 
     try:
         child = subprocess.Popen(argv, preexec_fn=_foreground())  # noqa: PLW1509  no threads here
         with _ended_with_us(child):
-            if look:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    return child.wait(WATCH)
-                look()
-            return child.wait()
+            status = _waited_for(child, look)
     except OSError as error:
         raise _unusable(argv[0], error) from None
     finally:
         signal.signal(signal.SIGINT, previous)
+    return status if status >= 0 else 128 - status
+
+
+def _waited_for(child: subprocess.Popen[bytes], look: Callable[[], None] | None) -> int:
+    if look:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return child.wait(WATCH)
+        look()
+    return child.wait()
 
 
 def is_stopped(pid: int) -> bool:

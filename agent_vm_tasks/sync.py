@@ -67,7 +67,7 @@ def ensure_branch(ws: Workspace, say: Say) -> str:
     if commit := git.commit(repo, f"refs/heads/{ws.branch}"):
         return commit
     commit = require_branchable(repo, ws.branch)
-    made = git.run(repo, "branch", "--no-track", "--", ws.branch, commit, check=False)
+    made = git.change(repo, "branch", "--no-track", "--", ws.branch, commit)
     if not made.ok and (another := git.commit(repo, f"refs/heads/{ws.branch}")):
         return another  # a command beside this one has made it
     if not made.ok:
@@ -188,13 +188,13 @@ def _settle(ws: Workspace, before: str) -> tuple[str, str]:
     repo = ws.repository.path
     new = git.commit(repo, ws.incoming)
     if not new:
-        git.run(repo, "update-ref", "-d", ws.incoming)
+        git.change(repo, "update-ref", "-d", ws.incoming)
         raise AgentVMError(f"fetching {ws.branch} failed: the VM sent something else than commits")
     earlier = ws.earlier(before) if before and _apart(repo, before, new)[0] else ""
     steps = [f"update {ws.ref} {new} {before or '0' * len(new)}", f"delete {ws.incoming}"]
     if earlier:
         steps.append(f"update {earlier} {before}")
-    moved = git.run(repo, "update-ref", "--stdin", stdin="\n".join([*steps, ""]), check=False)
+    moved = git.change(repo, "update-ref", "--stdin", stdin="\n".join([*steps, ""]))
     if not moved.ok:
         raise git.explain(moved, f"fetching {ws.branch}")
     return new, earlier
@@ -268,7 +268,7 @@ def _forward(ws: Workspace, old: str, new: str) -> tuple[bool, str]:
         return False, f"{ws.branch} has diverged; merge it with `git merge {ws.ref}`"
     tree = _checked_out(repo, branch)
     if tree is None:  # git refuses where a rebase is about to move it
-        moved = git.run(repo, "branch", "--force", "--no-track", "--", ws.branch, new, check=False)
+        moved = git.change(repo, "branch", "--force", "--no-track", "--", ws.branch, new)
     # Files of submodules are not ours to change, nor does a merge.
     elif git.output(tree, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules"):
         return False, f"{tree} has uncommitted changes: stash, then `git {merge}` there"
@@ -278,7 +278,7 @@ def _forward(ws: Workspace, old: str, new: str) -> tuple[bool, str]:
         return False, f"your git runs or reads {names} in {tree}: look first, then `git {merge}`"
     else:
         how = ("merge", "--quiet", "--ff-only", "--no-overwrite-ignore")
-        moved = git.run(tree, *how, new, check=False)
+        moved = git.change(tree, *how, new)
     return moved.ok, "" if moved.ok else f"{git.reason(moved)}; then `git {merge}`"
 
 

@@ -80,7 +80,7 @@ class Workspace:
     @property
     def incoming(self) -> str:
         """Where a fetch puts what comes in, until `ref` moves."""
-        return f"refs/agent-vm-incoming/{self.folder}/{self.branch}"
+        return f"{git.INCOMING}/{self.folder}/{self.branch}"
 
     def earlier(self, commit: str) -> str:
         """Where a commit stays that was fetched before the guest rewrote the branch."""
@@ -377,10 +377,10 @@ def _identified(repo: Repository) -> Repository:
         found, place = _recorded(repo.path)
         if not found or _lives(place, found, repo):
             found = secrets.token_hex(16)
-            kept = git.run(repo.path, "config", "--local", "agent-vm.id", found, check=False)
+            kept = git.change(repo.path, "config", "--local", "agent-vm.id", found)
             if not kept.ok:
                 raise git.explain(kept, f"writing into the git configuration of {repo.path}")
-        git.run(repo.path, "config", "--local", "agent-vm.place", str(repo.common), check=False)
+        git.change(repo.path, "config", "--local", "agent-vm.place", str(repo.common))
     return replace(repo, id=found, place=str(repo.common))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -260,6 +262,34 @@ def test_follow_ends_the_program_when_the_listener_fails(tmp_path: Path) -> None
 
 def test_interactive_gives_the_status() -> None:
     assert process.interactive(["sh", "-c", "exit 42"]) == 42
+
+
+def test_the_end_by_a_signal_is_the_status_that_a_shell_gives() -> None:
+    assert process.interactive(["sh", "-c", "kill -INT $$"]) == 130
+
+
+def test_ctrl_c_waits_for_what_may_not_be_cut_off(tmp_path: Path) -> None:
+    script = f"kill -INT {os.getpid()}; sleep 0.1; touch {tmp_path}/whole"
+    with pytest.raises(KeyboardInterrupt), process.interrupts_later():
+        process.run(["sh", "-c", script])
+    assert (tmp_path / "whole").exists()
+
+
+def test_ctrl_c_at_its_very_start_waits_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = subprocess.Popen
+
+    def interrupted(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:  # noqa: ANN401
+        child = start(*args, **kwargs)
+        signal.raise_signal(signal.SIGINT)
+        return child
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    for later, whole in ((contextlib.nullcontext, False), (process.interrupts_later, True)):
+        with pytest.raises(KeyboardInterrupt), later():
+            process.run(["sh", "-c", f"sleep 0.1; touch {tmp_path}/whole"])
+        assert (tmp_path / "whole").exists() is whole
 
 
 def test_interactive_leaves_ctrl_c_to_the_program() -> None:
