@@ -96,8 +96,8 @@ def push(ws: Workspace, say: Say, include: Sequence[str] = ()) -> Update:
         raise _unsent(ws, result)
     remember(ws, sent=commit)
     with guest.understood():
-        outcome, detail = guest.script(ws.vm, "workspace-update.sh", ws.key, ws.branch)
-    if folder and include:
+        outcome, detail, new = guest.script(ws.vm, "workspace-update.sh", ws.key, ws.branch)
+    if new and include:
         guest.unpack(ws.vm, ws.path, extra)
     return Update(outcome, detail, folder)
 

@@ -65,6 +65,26 @@ def test_push_makes_the_branch_and_leaves_the_checkout(ws: Workspace, repository
     assert git(repository, "rev-parse", "fix") == git(repository, "rev-parse", "main")
 
 
+def test_a_push_that_was_cut_off_before_the_files_is_taken_up(
+    guest: Guest, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ws, inside = workspace(repository), guest.workspaces / "app-fix"
+    (repository / "extra").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(sync, "remember", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sync.push(ws, lambda _line: None, ["extra"])
+    assert workspaces.inspect(ws) is None
+    with pytest.raises(AgentVMError, match="no workspace of fix in the VM; make it"):
+        fetch(ws)
+    sync.push(ws, lambda _line: None, ["extra"])
+    assert sorted(path.name for path in inside.iterdir()) == [".git", "README", "extra"]
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_push_says_that_it_made_the_branch(guest: Guest, repository: Path) -> None:
     said: list[str] = []
     for _ in range(2):

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Runs a login shell or a command in a workspace. Arguments: token of the variables that shall be in
 # force ("" for any), key ("" for the home folder), then shell, or line TEXT, or argv WORD….
-# Exit status 213: there is no such workspace; 214: the variables are not those.
+# Exit status 213: there is no such workspace, or nothing in it yet; 214: the variables are not those.
 if [ -n "$1" ]; then
     # Where bash has not loaded them yet: an image that is not ours.
     # shellcheck source=/dev/null
@@ -11,6 +11,9 @@ if [ -n "$1" ]; then
 fi
 if [ -n "$2" ]; then
     cd -P "$HOME/.agent-vm/workspaces/$2" 2> /dev/null || exit 213
+    # What made it was cut off before there was a first commit.
+    { [ -e .git/index ] || ! read -r _ ref < .git/HEAD || [ -e ".git/$ref" ] ||
+        [ -e .git/packed-refs ]; } 2> /dev/null || exit 213
 fi
 # Where nothing has set it, programs would take UTF-8 for single bytes.
 [ -n "${LC_ALL-}${LC_CTYPE-}${LANG-}" ] || export LANG=C.UTF-8

@@ -11,6 +11,10 @@ cd -P "$HOME/.agent-vm/workspaces/$key" 2> /dev/null || {
     printf 'missing\0'
     exit 0
 }
+{ [ -e .git/index ] || ! read -r _ ref < .git/HEAD || [ -e ".git/$ref" ] || [ -e .git/packed-refs ]; } 2> /dev/null || {
+    printf 'missing\0' # what made it was cut off before there was a first commit
+    exit 0
+}
 [ -e .git ] || {
     echo "workspace/${PWD##*/} has lost its .git in the VM: save its files, then clean it" >&2
     exit 1

@@ -1,16 +1,16 @@
 # shellcheck shell=bash
 # Brings a workspace's files to what was just pushed to refs/agent-vm/in/BRANCH, losing nothing.
-# Arguments: key, branch. Prints: outcome NUL detail NUL. The usual case is one git: starting a
-# program costs 40 ms in an emulated guest.
+# Arguments: key, branch. Prints: outcome NUL detail NUL, and "new" NUL where there was nothing yet.
+# The usual case is one git: starting a program costs 40 ms in an emulated guest.
 set -euo pipefail
 key=$1 branch=$2
 cd -P "$HOME/.agent-vm/workspaces/$key"
-pushed=refs/agent-vm/in/$branch
+pushed=refs/agent-vm/in/$branch new=
 exec 9> "$HOME/.agent-vm/lock"
 flock 9
 
 answer() {
-    printf '%s\0%s\0' "$1" "${2-}"
+    printf '%s\0%s\0%s\0' "$1" "${2-}" "$new"
     exit 0
 }
 
@@ -26,7 +26,8 @@ if [ "$head" != "ref: refs/heads/$branch" ]; then # not so, or in another form
     [ "$head" = "refs/heads/$branch" ] || answer elsewhere "${head#refs/heads/}"
 fi
 # Without a branch, but with an index it is no new workspace.
-[ -e ".git/refs/heads/$branch" ] || [ ! -e .git/index ] ||
+[ -e .git/index ] || [ -e ".git/refs/heads/$branch" ] || new=new
+[ -e ".git/refs/heads/$branch" ] || [ -n "$new" ] ||
     git rev-parse --quiet --verify HEAD > /dev/null || answer gone
 # 9>&-: what git leaves running must not keep the lock.
 if said=$(git -c core.hooksPath=/dev/null -c gc.auto=0 -c maintenance.auto=false merge --ff-only \
