@@ -136,8 +136,11 @@ def fetch(ws: Workspace, say: Say) -> tuple[Fetched, Contents]:
     remember(ws, fetched=new)
     count = _new_commits(ws.repository.path, new, before, branch) if new != before else 0
     say(f"fetched {many(count, 'commit')}" if count else "nothing new")
+    since = (before or branch) if count else branch  # a fetch that was cut off has told nothing
     try:
-        changed = (ws.repository.path, before or branch, new) if count else None
+        ours, theirs = _apart(ws.repository.path, branch, new)
+        untold = count or (theirs and not ours)
+        changed = (ws.repository.path, since, new) if untold else None
         runs = tuple(review.what_runs(*changed)) if changed else ()
         clashes = tuple(review.clashes(*changed)) if changed else ()
         merged, advice = _forward(ws, branch, new)

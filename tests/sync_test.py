@@ -912,3 +912,17 @@ def test_fetch_refuses_broken_objects(
     with pytest.raises(AgentVMError, match=r"fetching fix failed: .*(hasDotgit|fsck)"):
         fetch(ws)
     assert git(repository, "for-each-ref") == before
+
+
+def test_a_fetch_that_was_cut_off_is_told_of_by_the_next(
+    guest: Guest, ws: Workspace, inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(inside, ".envrc")
+    with monkeypatch.context() as patch:
+        patch.setattr(sync, "_forward", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(ws)
+    told, _ = fetch(ws)
+    assert told.merged
+    assert told.runs == (".envrc (the shell that enters the folder)",)
+    assert fetch(ws)[0].runs == ()
