@@ -83,7 +83,7 @@ def lock(name: str, say: Say, file: str = "lock") -> Iterator[None]:
     `file`: another lock than that of the VM's life.
     """
     make(folder(name))
-    with (folder(name) / file).open("a+", encoding="utf-8") as held:
+    with (folder(name) / file).open("a+", encoding="utf-8", errors="replace") as held:
         _take(held, say)
         held.truncate(0)
         held.write(_ourselves())
@@ -99,7 +99,7 @@ def owner(name: str, file: str = "lock") -> str:
     path = folder(name) / file
     if not path.exists():
         return ""
-    with path.open("a+", encoding="utf-8") as asked:
+    with path.open("a+", encoding="utf-8", errors="replace") as asked:
         return "" if _taken(asked) else _named(asked)
 
 

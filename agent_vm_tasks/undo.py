@@ -6,10 +6,11 @@ the guest's. It is unpacked where it came from, in the VM.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -142,6 +143,11 @@ def listed(vm: str) -> list[Kept]:
     return sorted((kept for kept in found if kept), key=lambda kept: kept.id, reverse=True)
 
 
+def strange(vm: str) -> list[Path]:
+    """Folders of copies that are not whole, or of another version of agent-vm."""
+    return [path for path in _folder(vm).glob("*/") if not _read(path / _FACTS)]
+
+
 def size(vm: str, kept: Kept) -> int:
     """Bytes it takes on this host."""
     return (_folder(vm) / kept.id / _ARCHIVE).stat().st_size
@@ -169,11 +175,15 @@ def restore(vm: str, kept: Kept) -> None:
 
 
 def expire(vm: str, days: int) -> None:
-    """Remove what was kept for longer than `days`."""
-    before = (datetime.now(UTC) - days * _DAY).isoformat(timespec="seconds")
+    """Remove what was kept for longer than `days`, and at that age what a killed command left."""
+    now = datetime.now(UTC)
     for kept in listed(vm):
-        if kept.made <= before:
+        if kept.made <= (now - days * _DAY).isoformat(timespec="seconds"):
             _forget(vm, kept.id)
+    for folder in strange(vm):
+        with contextlib.suppress(FileNotFoundError):  # another command may be at the same
+            if folder.stat().st_mtime <= (now - max(days, 1) * _DAY).timestamp():
+                _forget(vm, folder.name)
 
 
 def _keep(vm: str, row: Row, without: Sequence[str], days: int, say: Say) -> Kept:
@@ -219,10 +229,12 @@ def _receive(vm: str, kept: Kept, without: Sequence[str]) -> None:
 
 
 def _read(path: Path) -> Kept | None:
-    """What is said of a kept workspace; None where it is not, or not by this version."""
+    """What is said of a kept workspace that is there; a later version may say more."""
     try:
+        path.with_name(_ARCHIVE).stat()
         facts = json.loads(path.read_text("utf-8"))
-        return replace(Kept(**facts), id=path.parent.name, lost=tuple(facts["lost"]))
+        words = {each.name: str(facts[each.name]) for each in fields(Kept) if each.name != "lost"}
+        return Kept(**words | {"id": path.parent.name}, lost=tuple(map(str, facts["lost"])))
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

@@ -314,7 +314,8 @@ def _facts(record: Path) -> dict[str, str]:
         facts = json.loads(record.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return facts if isinstance(facts, dict) else {}
+    known = facts if isinstance(facts, dict) else {}
+    return {what: text for what, text in known.items() if isinstance(text, str)}
 
 
 def _seen(record: Path) -> list[str]:

@@ -10,7 +10,7 @@ from invoke.tasks import task
 
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks import undo as kept
-from agent_vm_tasks.console import as_json, one_line, table
+from agent_vm_tasks.console import as_json, one_line, table, warn
 
 from ._edge import guarded
 from .work import existing
@@ -36,6 +36,8 @@ def undo(c: Context, workspace: str | None = None, json: bool = False) -> None:
     kept.expire(name, chosen.workspace.keep_days)
     if workspace is None:
         found = kept.listed(name)
+        for folder in kept.strange(name):
+            warn(f"{folder} is half a copy of a workspace, or one of another version of agent-vm")
         print(_as_json(name, found) if json else _as_text(name, found))
         return
     wanted = kept.find(name, workspace)
