@@ -11,7 +11,7 @@ from agent_vm_tasks import guest as ssh_guest
 from agent_vm_tasks import mount, state
 from agent_vm_tasks import settings as configuration
 from tests import forked
-from tests.conftest import VM, mounts, wait_until
+from tests.conftest import VM, git, mounts, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,8 +32,9 @@ LINES = (
 
 
 @pytest.mark.parametrize("before", ["absent", "stopped", "running", "warm"])
+@pytest.mark.parametrize("branches", [1, MANY])
 def test_eight_connections(
-    limactl: Limactl, repository: Path, home: Path, agent_vm: Command, before: str
+    limactl: Limactl, repository: Path, home: Path, agent_vm: Command, *, before: str, branches: int
 ) -> None:
     if before != "absent":
         assert agent_vm("start").status == 0
@@ -43,7 +44,7 @@ def test_eight_connections(
         ssh_guest.disconnect(VM)
     (limactl.folder / "calls").touch()
     (limactl.folder / "calls").unlink()
-    names = [f"fix{number}" for number in range(MANY)]
+    names = [f"fix{number % branches}" for number in range(MANY)]
     started = [
         forked.start(home / "ran" / str(number), "connect", name, "--", "sh", "-c",
                      "pwd; cat README; sleep 0.2; echo out")
@@ -60,6 +61,8 @@ def test_eight_connections(
     assert [call[0] for call in limactl.calls()] == wanted[before]
     made = {path.name for path in (limactl.sshd.home / "workspace").iterdir()}
     assert made == {f"app-{name}" for name in names}
+    branches_here = git(repository, "branch", "--format=%(refname:short)").split()
+    assert branches_here == [*sorted(set(names)), "main"]
     forked.no_orphans(home)
 
 
