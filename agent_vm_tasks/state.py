@@ -65,8 +65,10 @@ def write(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise
 
 
@@ -86,8 +88,8 @@ def lock(name: str, say: Say, file: str = "lock") -> Iterator[None]:
     with (folder(name) / file).open("a+", encoding="utf-8", errors="replace") as held:
         _take(held, say)
         held.truncate(0)
-        held.write(_ourselves())
-        held.flush()
+        with contextlib.suppress(OSError):  # on a full disk it goes without a name
+            os.write(held.fileno(), _ourselves().encode("utf-8", "replace"))
         try:
             yield
         finally:

@@ -377,7 +377,8 @@ def _install(settings: Settings, instance: Instance, say: Say, c: Context | None
 
 
 def _note(name: str, word: str) -> None:
-    state.write(_ready_mark(name), "\n".join(dict.fromkeys([*_noted(name), word])))
+    if word not in (noted := _noted(name)):
+        state.write(_ready_mark(name), "\n".join([*noted, word]))
 
 
 def _noted(name: str) -> list[str]:
