@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -275,14 +276,23 @@ def _forward(ws: Workspace, old: str, new: str) -> tuple[bool, str]:
     # Files of submodules are not ours to change, nor does a merge.
     elif git.output(tree, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules"):
         return False, f"{tree} has uncommitted changes: stash, then `git {merge}` there"
-    elif (size := review.written(repo, old, new)) > LARGEST_CHECKOUT:
-        return False, f"its files take {size >> 20} MiB; `git {merge}` writes them"
+    elif why := _too_large(tree, review.written(repo, old, new)):
+        return False, f"{why}; `git {merge}` writes them"
     elif names := ", ".join(review.trusted(tree, old, new)):
         return False, f"your git runs or reads {names} in {tree}: look first, then `git {merge}`"
     else:
         how = ("merge", "--quiet", "--ff-only", "--no-overwrite-ignore")
         moved = git.change(tree, *how, new)
     return moved.ok, "" if moved.ok else f"{git.reason(moved)}; then `git {merge}`"
+
+
+def _too_large(tree: Path, size: int) -> str:
+    """Why files are not written there; where there is no room, git leaves some in its own way."""
+    no_room = size > shutil.disk_usage(tree).free
+    if size <= LARGEST_CHECKOUT and not no_room:
+        return ""
+    where = f", for which {tree} has no room" if no_room else ""
+    return f"its files take {size >> 20} MiB{where}"
 
 
 def _checked_out(repo: Path, branch: str) -> Path | None:

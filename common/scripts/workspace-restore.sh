@@ -15,7 +15,10 @@ if [ -e "$path" ] || { [ -n "$key" ] && [ -e "$index/$key" ]; }; then
 fi
 new=$(mktemp -d "$HOME/.agent-vm/new.XXXXXX")
 trap 'rm -rf "$new"' EXIT
-tar --extract --file=- --directory="$new"
+said=$(tar --extract --file=- --directory="$new" 2>&1) || {
+    printf '%s\n' "${said%%$'\n'*}" >&2
+    exit 1
+}
 chmod 755 "$new"
 mv -T "$new" "$path"
 [ -z "$key" ] || ln -sfnT "../../workspace/$folder" "$index/$key"

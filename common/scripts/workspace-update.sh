@@ -14,6 +14,17 @@ answer() {
     exit 0
 }
 
+# Removes what git has written before it failed, as on a full disk: it would be in the way. A file
+# goes only where it is no more than the beginning of what was pushed.
+take_back() {
+    git diff --name-only -z --no-renames HEAD "$pushed" | while IFS= read -r -d '' file; do
+        [ ! -f "$file" ] || [ -L "$file" ] ||
+            ! cmp -s -n "$(stat -c %s -- "$file")" -- "$file" \
+                <(git cat-file blob "$pushed:$file" 2> /dev/null) || rm -f -- "$file"
+        [ -e "$file" ] || git checkout --quiet HEAD -- "$file" 2> /dev/null || true
+    done
+}
+
 for state in MERGE_HEAD CHERRY_PICK_HEAD REVERT_HEAD BISECT_LOG sequencer rebase-merge rebase-apply; do
     [ ! -e ".git/$state" ] || answer busy "$state"
 done
@@ -40,4 +51,5 @@ fi
 git merge-base --is-ancestor HEAD "$pushed" 2> /dev/null || [ $? != 1 ] || answer diverged
 files=$(sed -n 's/^\t//p' <<< "$said")
 [ -z "$files" ] || answer blocked "$files"
+[[ $said != *'unable to '* ]] || take_back
 answer refused "$said"
