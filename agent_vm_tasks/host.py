@@ -206,7 +206,7 @@ def trusted_by_git(mount: Path = MOUNTS) -> tuple[str, ...]:
     entries: list[str] = []
     for line in process.run(argv, check=False, cwd="/").stdout.splitlines():
         entries = [*entries, line] if line else []  # an empty entry takes back those before it
-    place = mount.expanduser().resolve()
+    place = Path(os.path.realpath(mount.expanduser()))
     return tuple(entry for entry in entries if _covers(entry, place))
 
 
@@ -352,7 +352,7 @@ def _covers(entry: str, mount: Path) -> bool:
     """Whether a safe.directory entry matches the mount or a repository in it."""
     if entry == "*":
         return True
-    place = Path(entry.removesuffix("/*")).resolve()
+    place = Path(os.path.realpath(entry.removesuffix("/*")))
     return place.is_relative_to(mount) or (entry.endswith("/*") and mount.is_relative_to(place))
 
 

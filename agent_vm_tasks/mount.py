@@ -51,7 +51,7 @@ class Mounted:
 def point(settings: Settings) -> Path:
     """Where the mount goes, named as the kernel names it; the folder itself is not looked at."""
     path = Path(settings.mount.path).expanduser()
-    return path.parent.resolve() / path.name
+    return Path(os.path.realpath(path.parent)) / path.name
 
 
 def current(path: Path) -> Mounted | None:

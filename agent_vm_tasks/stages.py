@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import tarfile
 from collections.abc import Mapping
@@ -154,7 +155,8 @@ def repository_script(settings: Settings) -> bytes:
     folder = Path(settings.sources["provision.script"]).parent
     path = folder / settings.provision.script
     try:
-        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+        inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+        if not inside or not path.is_file():
             raise AgentVMError(f"provision.script: {path} is not a file of {folder}")
         return path.read_bytes()
     except OSError as error:

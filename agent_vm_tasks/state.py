@@ -30,7 +30,8 @@ def folder(name: str) -> Path:
     Raises AgentVMError where somebody else could put files in our place.
     """
     path = _home() / ".agent-vm" / name
-    if os.path.lexists(path) or path.parent.is_file():
+    above = path.parent
+    if os.path.lexists(path) or (os.path.lexists(above) and not above.is_dir()):
         make(path)
     return path
 

@@ -366,7 +366,8 @@ def enter(
 def require_files(top: Path, paths: Sequence[str]) -> None:
     for name in paths:
         path = top / name
-        if not path.resolve().is_relative_to(top.resolve()) or not path.is_file():
+        inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(top))
+        if not inside or not path.is_file():
             raise AgentVMError(f"workspace.include: {name} is not a file of {top}")
 
 

@@ -93,6 +93,8 @@ SETTINGS = [
      "the variable KEY is longer than 128 KiB"),
     (r"""mine '[workspace]\ninclude = [".env"]'""", "push fix", 1,
      "workspace.include: .env is not a file of <home>/src/app"),
+    (r"""ln -s .env .env; mine '[workspace]\ninclude = [".env"]'""", "push fix", 1,
+     "workspace.include: .env is not a file of <home>/src/app"),
     (r"""ln -s /etc/passwd .env; mine '[workspace]\ninclude = [".env"]'""", "connect fix", 1,
      "workspace.include: .env is not a file of <home>/src/app"),
 ]  # fmt: skip
@@ -279,6 +281,8 @@ LIMA = [
      "home.path: there is no folder <home>/gone"),
     (r"""ours '[provision]\nscript = "gone.sh"'""", "push fix", 1,
      "provision.script: <home>/src/app/gone.sh is not a file of <home>/src/app"),
+    (r"""ln -s loop.sh loop.sh; ours '[provision]\nscript = "loop.sh"'""", "push fix", 1,
+     "provision.script: <home>/src/app/loop.sh is not a file of <home>/src/app"),
     (r"""ours '[vm]\nname = "theirs"'""", "destroy --force", 1,
      "there is a Lima instance theirs that agent-vm did not make for this user"),
     ("", "logs", 1, "there is no VM agent-vm; `agent-vm start` creates it"),
