@@ -17,7 +17,7 @@ from typing import Any
 
 from agent_vm_tasks.main import program
 
-from .conftest import wait_until
+from .conftest import VM, mounts, wait_until
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ class Running:
 
 
 def start(folder: Path, *argv: str, at: int = 0, kill: signal.Signals = signal.SIGKILL) -> Running:
-    """Run `agent-vm` with these words; `kill` reaches it when it runs its child number `at`."""
+    """Run `agent-vm` with these words; `kill` reaches it when it runs its child number `at`.
+
+    Ctrl-C reaches all of its process group, as from a terminal.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("out", "err", "children"):
         (folder / name).write_bytes(b"")
@@ -75,8 +78,8 @@ def no_orphans(home: Path) -> None:
 
 
 def orphans(home: Path) -> list[str]:
-    """The command lines of what runs with this $HOME: not the VM's processes nor the master's."""
-    found = []
+    """The command lines of what runs with this $HOME: not the VM's, the master's or a mount's."""
+    found, mounted = [], bool(mounts(home))
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             env = (entry / "environ").read_bytes().split(b"\0")
@@ -85,6 +88,8 @@ def orphans(home: Path) -> list[str]:
             continue
         name = Path(words[0]).name
         if f"HOME={home}".encode() not in env or entry.name == str(os.getpid()):
+            continue
+        if mounted and (f"{VM}-mount" in words or f"{VM}-mount:workspace" in words):
             continue
         if words != [""] and not name.startswith("sshd") and "[mux]" not in words[0]:
             found.append(" ".join(words))
@@ -124,6 +129,6 @@ def _count_children(record: Path, at: int, number: signal.Signals) -> None:
         if count == at and number == signal.SIGKILL:
             os.kill(os.getpid(), number)
         elif count == at:  # a person's finger is not as quick as to hit a child's very start
-            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+            threading.Timer(0.01, os.killpg, (os.getpid(), number)).start()
 
     subprocess.Popen.__init__ = counted  # type: ignore[method-assign]
