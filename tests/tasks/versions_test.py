@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from agent_vm_tasks import guest as ssh_guest
 from agent_vm_tasks import state
@@ -176,6 +177,20 @@ def test_a_workspace_that_says_less_or_more_of_itself_is_used(
     assert agent_vm("clean", "fix", "--force").status == 0
     assert agent_vm("undo", "app-fix").status == 0
     assert agent_vm("connect", "fix", "--", "cat", "mine").out == "mine\n"
+
+
+def test_an_instance_that_another_version_made_is_started(
+    limactl: Limactl, agent_vm: Command
+) -> None:
+    assert agent_vm("start", "stop").status == 0
+    config = (limactl.instance() or {})["config"]
+    config["provision"].append({"mode": "system", "script": "echo of another version"})
+    config["message"] = "made by agent-vm 99"
+    (limactl.lima / VM / "lima.yaml").write_text(yaml.safe_dump(config))
+    limactl.change(config=config)
+    for argv in (["start"], ["status"], ["connect", "--", "true"], ["stop"], ["start"]):
+        assert agent_vm(*argv).status == 0
+    assert agent_vm("destroy", "--force").status == 0
 
 
 @pytest.fixture(params=[b"", b"4711\n", b"\xff\xfe v2 {}"], ids=["empty", "a number", "garbage"])
