@@ -17,7 +17,9 @@ answer() {
 # Removes what git has written before it failed, as on a full disk: it would be in the way. A file
 # goes only where it is no more than the beginning of what was pushed.
 take_back() {
-    git diff --name-only -z --no-renames HEAD "$pushed" | while IFS= read -r -d '' file; do
+    local before=HEAD
+    [ -z "$new" ] || before=$(git hash-object -t tree /dev/null)
+    git diff --name-only -z --no-renames "$before" "$pushed" | while IFS= read -r -d '' file; do
         [ ! -f "$file" ] || [ -L "$file" ] ||
             ! cmp -s -n "$(stat -c %s -- "$file")" -- "$file" \
                 <(git cat-file blob "$pushed:$file" 2> /dev/null) || rm -f -- "$file"
@@ -51,5 +53,5 @@ fi
 git merge-base --is-ancestor HEAD "$pushed" 2> /dev/null || [ $? != 1 ] || answer diverged
 files=$(sed -n 's/^\t//p' <<< "$said")
 [ -z "$files" ] || answer blocked "$files"
-[[ $said != *'unable to '* ]] || take_back
+case $said in *'unable to write file '* | *'unable to create file '*) take_back ;; esac
 answer refused "$said"

@@ -236,6 +236,21 @@ def test_an_update_that_does_not_fit_in_the_vm(
     assert git(inside, "rev-parse", "HEAD") == new
 
 
+def test_a_new_workspace_whose_files_do_not_fit_in_the_vm(
+    inside: Path, guest_home: Path, repository: Path, agent_vm: Command, full: Full
+) -> None:
+    git(repository, "checkout", "--quiet", "-b", "new")
+    new = large(repository)
+    make_room = full(guest_home, 3 * 2**19)
+    for _ in range(2):
+        said = one_line(agent_vm("connect", "new", "--", "true"))
+        assert "unable to write file large" in said
+    make_room()
+    assert agent_vm("connect", "new", "--", "git", "rev-parse", "HEAD").out == f"{new}\n"
+    assert agent_vm("connect", "new", "--", "git", "status", "--porcelain").out == ""
+    assert (inside / "mine").exists()
+
+
 def test_a_full_vm_is_cleaned_and_what_was_there_comes_back_when_it_fits(
     inside: Path, guest_home: Path, agent_vm: Command, full: Full
 ) -> None:

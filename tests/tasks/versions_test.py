@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,8 @@ DAYS = 86400
 def worked(limactl: Limactl, guest_home: Path, repository: Path, agent_vm: Command) -> Path:
     """The state folder of a VM, with a workspace that has work, and a copy of a deleted one."""
     for branch in ("gone", "fix"):
-        assert agent_vm("connect", branch, "--command", "echo mine > mine").status == 0
+        line = "echo mine > mine; git commit --quiet --allow-empty --message=work"
+        assert agent_vm("connect", branch, "--command", line).status == 0
     assert agent_vm("clean", "gone", "--force").status == 0
     return state.folder(VM)
 
@@ -99,11 +101,13 @@ def test_what_another_version_has_left_is_used(
     change(worked)
     assert "app-fix" in agent_vm("status").out
     assert agent_vm("connect", "fix", "--", "cat", "mine").out == "mine\n"
-    assert agent_vm("fetch", "fix").status == 0
-    assert agent_vm("push", "fix").status == 0
     refused = agent_vm("clean", "fix")
     assert refused.status == 1
+    assert re.search(r"would be lost: app-fix: \d commits? not fetched", refused.err)
     assert "would be lost: app-fix: 1 file untracked" in refused.err
+    assert agent_vm("fetch", "fix").status == 0
+    assert agent_vm("push", "fix").status == 0
+    assert git(repository, "log", "-1", "--format=%s", "fix") == "work"
     assert agent_vm("undo", "app-gone").out == "app-gone is in the VM again.\n"
     for verb in ("stop", "start"):
         assert agent_vm(verb).status == 0
