@@ -37,6 +37,12 @@ def one_line(said: Said) -> str:
     return said.error
 
 
+def is_named(home: Path, said: Said) -> bool:
+    """Whether the error names the file of ours that found no room."""
+    error = one_line(said)
+    return error.startswith(f"agent-vm: {home}/.agent-vm/") and error.endswith(NO_SPACE)
+
+
 @pytest.fixture
 def full(limactl: Limactl) -> Iterator[Full]:
     """Put a folder on a small disk of its own that is full; what is given back makes room."""
@@ -86,7 +92,7 @@ def test_a_creation_without_room_for_what_is_kept_of_it(
     limactl: Limactl, home: Path, agent_vm: Command, full: Full
 ) -> None:
     make_room = full(home / ".agent-vm")
-    assert one_line(agent_vm("start")).endswith(NO_SPACE)
+    assert is_named(home, agent_vm("start"))
     assert limactl.calls() == []
     make_room()
     assert agent_vm("start").status == 0
@@ -137,7 +143,8 @@ def test_nothing_is_deleted_of_which_no_copy_can_be_kept(
     )
     assert said.endswith("or make room on this machine")
     assert (inside / "mine").read_text() == "mine\n"
-    assert agent_vm("undo").out == "No deleted workspaces are kept.\n"
+    undo = agent_vm("undo")
+    assert (undo.out, undo.err) == ("No deleted workspaces are kept.\n", "")
     make_room()
     assert agent_vm(*verb, "--force").status == 0
     assert "app-fix" in agent_vm("undo").out
@@ -149,7 +156,7 @@ def test_a_push_that_cannot_be_noted(
     git(repository, "checkout", "--quiet", "fix")
     new = commit(repository, "new")
     make_room = full(home / ".agent-vm")
-    assert one_line(agent_vm("push", "fix")).endswith(NO_SPACE)
+    assert is_named(home, agent_vm("push", "fix"))
     make_room()
     assert agent_vm("push", "fix").status == 0
     assert git(inside, "rev-parse", "fix") == new
@@ -161,7 +168,7 @@ def test_a_fetch_that_cannot_be_noted(
 ) -> None:
     new = commit(inside, ".envrc")
     make_room = full(home / ".agent-vm")
-    assert one_line(agent_vm("fetch", "fix")).endswith(NO_SPACE)
+    assert is_named(home, agent_vm("fetch", "fix"))
     make_room()
     said = agent_vm("fetch", "fix")
     assert (said.status, git(repository, "rev-parse", "fix")) == (0, new)

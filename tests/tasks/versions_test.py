@@ -175,8 +175,9 @@ def test_a_workspace_that_says_less_or_more_of_itself_is_used(
 ) -> None:
     marks = guest_home / "workspace" / "app-fix" / ".git" / "agent-vm"
     marks.write_text(facts.format(key=marks.read_text().splitlines()[0]))
-    for argv in (["push", "fix"], ["fetch", "fix"], ["status"]):
+    for argv in (["fetch", "fix"], ["push", "fix"]):
         assert agent_vm(*argv).status == 0
+    assert agent_vm("status").out.split()[-3:] == ["0", "0", "1"]
     assert agent_vm("connect", "fix", "--", "cat", "mine").out == "mine\n"
     assert agent_vm("clean", "fix", "--force").status == 0
     assert agent_vm("undo", "app-fix").status == 0
