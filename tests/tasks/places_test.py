@@ -214,22 +214,24 @@ def test_a_foreign_mount_is_left_alone_and_keeps_no_vm_running(
 @pytest.fixture(params=[signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def dead(
     point: Path, agent_vm: Command, repository: Path, request: pytest.FixtureRequest
-) -> Iterator[None]:
-    """A mount whose sshfs died, or does not answer."""
+) -> Iterator[bool]:
+    """A mount whose sshfs does not answer; whether it died."""
     assert agent_vm("connect", "fix", "--", "true").status == 0
     pid = mount.server(point)
     assert pid
     os.kill(pid, request.param)
     if request.param == signal.SIGKILL:
         wait_until(lambda: mount.server(point) is None, "sshfs still runs")
-    yield
+    yield request.param == signal.SIGKILL
     mount.unmount(configuration.load(), force=True)
 
 
-@pytest.mark.usefixtures("dead")
-def test_no_command_hangs_at_a_dead_mount(home: Path, agent_vm: Command) -> None:
+def test_no_command_hangs_at_a_dead_mount(
+    point: Path, home: Path, agent_vm: Command, *, dead: bool
+) -> None:
     for argv in (["status"], ["push", "fix"], ["fetch", "fix"], ["clean", "fix", "--force"]):
         assert agent_vm(*argv).status == 0
     assert agent_vm("connect", "fix", "--", "cat", "README").out == "hello\n"
+    assert not dead or (point / "app-fix" / "README").exists()
     assert agent_vm("unmount", "--force").status == 0
     assert mounts(home) == []
