@@ -335,6 +335,16 @@ def test_a_workspace_that_was_made_again_is_not_overwritten(
     assert len(archives()) == 1
 
 
+def test_one_that_is_back_is_nobody_elses(guest: Guest, ws: Workspace, inside: Path) -> None:
+    (inside / "new").touch()
+    (kept,) = delete()
+    gone = guest.home / ".agent-vm/workspaces/0123456789abcdef"
+    gone.symlink_to(f"../../workspace/{ws.folder}")
+    undo.restore(VM, kept)
+    assert (guest.home / ws.path / "new").exists()
+    assert not gone.exists()
+
+
 def test_the_newest_copy_of_a_folder_is_found(guest: Guest, ws: Workspace, inside: Path) -> None:
     commit(inside, "one")
     (first,) = delete()

@@ -203,6 +203,22 @@ def test_repositories_of_one_name_have_workspaces_of_their_own(guest: Guest, hom
     assert push(workspace(made[1])) == ("current", "")
 
 
+def test_a_folder_that_was_deleted_inside_leads_nobody_into_anothers_workspace(
+    guest: Guest, home: Path
+) -> None:
+    made = [home / place / "app" for place in ("x", "y")]
+    for folder in made:
+        make_repository(folder)
+    first, other = map(workspace, made)
+    push(first)
+    shutil.rmtree(guest.workspaces / "app-fix")
+    push(other)
+    assert (guest.workspaces / "app-fix").is_dir()
+    assert workspaces.inspect(first) is None
+    assert push(first) == ("updated", "")
+    assert workspaces.inspect(other) is not None
+
+
 def test_worktrees_of_a_repository_share_a_workspace(repository: Path, home: Path) -> None:
     git(repository, "worktree", "add", "--quiet", str(home / "other"), "-b", "fix")
     assert workspace(home / "other").key == workspace(repository).key

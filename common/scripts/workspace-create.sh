@@ -33,6 +33,8 @@ if [ -z "$path" ]; then
     exit 1
 fi
 
+# A workspace that was deleted inside leaves its link, which would lead into this one.
+find "$index" -lname "../../workspace/$folder" -delete
 if [ ! -e "$path" ]; then
     new=$(mktemp -d "$HOME/.agent-vm/new.XXXXXX")
     chmod 755 "$new"

@@ -20,6 +20,7 @@ said=$(tar --extract --file=- --directory="$new" 2>&1) || {
     exit 1
 }
 chmod 755 "$new"
+find "$index" -lname "../../workspace/$folder" -delete # of one that was deleted inside
 mv -T "$new" "$path"
 [ -z "$key" ] || ln -sfnT "../../workspace/$folder" "$index/$key"
 printf '%s\0' "$folder"
