@@ -1,7 +1,8 @@
-"""The tasks of this repository: the product's, plus test, lint and bench."""
+"""The tasks of this repository: the product's, plus test, lint, bench and stress."""
 
 import importlib.util
 import os
+import secrets
 import shlex
 import shutil
 import sys
@@ -45,8 +46,26 @@ def test(c: Context, vm: bool = True, only: str = "") -> None:
 
     Example: invoke test --no-vm --only fetch
     """
-    marks = "vm or not vm" if vm else "not vm"
+    marks = "not stress" if vm else "not vm and not stress"
     _run(c, f"{PYTHON} -m pytest -m {shlex.quote(marks)} -k {shlex.quote(only)} --durations=10")
+
+
+@task(
+    pre=[dev],
+    help={
+        "runs": "how many runs, each in a new world",
+        "steps": "operations of a run",
+        "seed": "makes the same runs again (0: others at each call)",
+    },
+)
+def stress(c: Context, runs: int = 5, steps: int = 200, seed: int = 0) -> None:
+    """Try random operations with faults among them; no work may be missing after any.
+
+    Example: invoke stress --runs 1 --steps 50 --seed 7
+    """
+    which = f"--hypothesis-seed={seed or secrets.randbits(32)}"
+    command = f"{PYTHON} -m pytest -m stress tests/stress {which}"
+    _run(c, f"STRESS_RUNS={runs} STRESS_STEPS={steps} {command}")
 
 
 @task(
@@ -87,3 +106,4 @@ ns.add_task(dev)  # type: ignore[arg-type]
 ns.add_task(lint)
 ns.add_task(test)
 ns.add_task(bench)
+ns.add_task(stress)
