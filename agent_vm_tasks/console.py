@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Iterable
 
@@ -13,6 +14,8 @@ _RESET = "\x1b[?1047l\x1b[!p\x1b[?1000;1002;1003;1004;1006;2004l\x1b[<u"
 
 Say = Callable[[str], None]
 """How the core tells what it is doing: one line of text, no terminal assumed."""
+STILL = 20.0
+"""Seconds after which what goes on is told again."""
 
 
 def printable(text: str) -> str:
@@ -46,6 +49,20 @@ def say(line: str) -> None:
         print(f"{text[:room]}\x1b[K", end="\r", file=sys.stderr, flush=True)
     elif text or not passing:
         print(text, file=sys.stderr, flush=True)
+
+
+def again(tell: Callable[[float], None]) -> Callable[[], None]:
+    """What to call often while something lasts: it tells at once how long, and every STILL."""
+    began, told = time.monotonic(), -1.0
+
+    def look() -> None:
+        nonlocal told
+        taken = time.monotonic() - began
+        if taken // STILL > told:
+            told = taken // STILL
+            tell(taken)
+
+    return look
 
 
 def warn(line: str) -> None:

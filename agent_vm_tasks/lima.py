@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import host, process
+from . import console, host, process
 from .errors import AgentVMError, UsageError
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ PATIENCE = 9.0
 INCOMPLETE, UNKNOWN = "Incomplete", "Unknown"
 """The status, in our words, of an instance without a configuration, or with one that is no use."""
 DISKS = ("disk", "diffdisk")
-
-STILL = 20
-"""Seconds after which progress is told again even when nothing new happened."""
 
 _SOCKET = "ssh.sock.1234567890123456"
 """What ssh names its socket before it is ready (Lima's filenames.LongestSock)."""
@@ -257,7 +254,7 @@ def _watch(child: subprocess.Popen[bytes], folder: Path, say: Say) -> None:
         _raise_if_lost(folder)
         if time.time() - began > START_TIMEOUT + GRACE:
             raise AgentVMError("limactl start does not come to an end", f"see {folder}/*.log")
-        step = f"{_step(folder)} {(time.time() - began) // STILL:.0f}"
+        step = f"{_step(folder)} {(time.time() - began) // console.STILL:.0f}"
         if step != told:
             say(f"  {step.rpartition(' ')[0]} ({time.time() - began:.0f} s)")
             told = step
@@ -314,16 +311,8 @@ def _limactl(*args: str, stdin: str = "", timeout: float, say: Say | None = None
 
 
 def _telling(what: str, say: Say) -> Callable[[str], None]:
-    began, told = time.monotonic(), -1.0
-
-    def look(_said: str) -> None:
-        nonlocal told
-        taken = time.monotonic() - began
-        if taken // STILL > told:
-            told = taken // STILL
-            say(f"  {what} is still at work ({taken:.0f} s)")
-
-    return look
+    look = console.again(lambda taken: say(f"  {what} is still at work ({taken:.0f} s)"))
+    return lambda _said: look()
 
 
 def _incomplete(name: str) -> Instance | None:

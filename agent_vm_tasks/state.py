@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import console
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from .console import Say
 
-STILL = 20.0
-"""Seconds after which a wait for another command is told again."""
 POLL = 0.1
 
 
@@ -75,7 +74,7 @@ def write(path: Path, text: str) -> None:
 
 def leftovers(name: str) -> list[Path]:
     """Files that a killed `write` left behind."""
-    before = time.time() - STILL
+    before = time.time() - console.STILL
     return [path for path in folder(name).glob(".*.*") if path.stat().st_mtime < before]
 
 
@@ -107,13 +106,13 @@ def owner(name: str, file: str = "lock") -> str:
 
 
 def _take(held: TextIO, say: Say) -> None:
-    began, told = time.monotonic(), -1.0
+    def tell(waited: float) -> None:
+        so_far = f", {waited:.0f} s so far" if waited >= console.STILL else ""
+        say(f"waiting for another agent-vm command ({_named(held)}){so_far}")
+
+    look = console.again(tell)
     while not _taken(held):
-        waited = time.monotonic() - began
-        if waited // STILL > told:
-            told = waited // STILL
-            so_far = f", {waited:.0f} s so far" if told else ""
-            say(f"waiting for another agent-vm command ({_named(held)}){so_far}")
+        look()
         time.sleep(POLL)
 
 

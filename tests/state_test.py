@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_vm_tasks import state
+from agent_vm_tasks import console, state
 from agent_vm_tasks.errors import AgentVMError
 
 from .conftest import VM, wait_until
@@ -101,7 +101,7 @@ def test_the_lock_makes_another_command_wait_and_names_it(
 def test_a_wait_is_told_again_while_it_lasts_and_never_ends_by_itself(
     holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "STILL", 0.2)
+    monkeypatch.setattr(console, "STILL", 0.2)
     monkeypatch.setattr(state, "POLL", 0.01)
     said: list[str] = []
 
