@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from . import checks, toml_file
+from . import checks, state, toml_file
 from .checks import GIB
 from .errors import AgentVMError, UsageError
 
@@ -246,11 +246,9 @@ def user_file() -> Path:
 
     Raises UsageError where there is no home: what is kept of a VM lies there as well.
     """
-    home = os.environ.get("HOME", str(_home(Path("~"))))
-    if not (home.startswith("/") and Path(home).is_dir()):
-        raise UsageError(f"there is no home folder {home!r:.100}", "set HOME")
+    home = state.home()
     xdg = os.environ.get("XDG_CONFIG_HOME", "")
-    base = Path(xdg) if xdg.startswith("/") else _home(Path("~/.config"))
+    base = Path(xdg) if xdg.startswith("/") else home / ".config"
     return base / "agent-vm" / "config.toml"
 
 
@@ -331,7 +329,7 @@ def _added(settings: Settings, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_user_only(file: str, values: Mapping[str, Any]) -> None:
-    mine, home = user_file(), _home(Path("~"))
+    mine, home = user_file(), state.home()
     shown = f"~/{mine.relative_to(home)}" if mine.is_relative_to(home) else mine
     for key, value in values.items():
         if key in USER_ONLY and value not in USER_ONLY[key]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import console
-from .errors import AgentVMError
+from .errors import AgentVMError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,12 +23,21 @@ if TYPE_CHECKING:
 POLL = 0.1
 
 
+def home() -> Path:
+    """The user's home folder; raises UsageError where HOME, or the account, has none."""
+    account = os.path.expanduser("~")  # noqa: PTH111  Path's raises where there is no home
+    path = os.environ.get("HOME", account)
+    if not (path.startswith("/") and Path(path).is_dir()):
+        raise UsageError(f"there is no home folder {path!r:.100}", "set HOME")
+    return Path(path)
+
+
 def folder(name: str) -> Path:
     """The folder of the VM `name`; `write` and `lock` make it.
 
     Raises AgentVMError where somebody else could put files in our place.
     """
-    path = _home() / ".agent-vm" / name
+    path = home() / ".agent-vm" / name
     above = path.parent
     if os.path.lexists(path) or (os.path.lexists(above) and not above.is_dir()):
         make(path)
@@ -134,13 +143,6 @@ def _ourselves() -> str:
 def _named(file: TextIO) -> str:
     file.seek(0)
     return file.read() or "unknown"
-
-
-def _home() -> Path:
-    path = Path(os.environ["HOME"] if "HOME" in os.environ else Path.home())
-    if not path.is_absolute() or not path.is_dir():
-        raise AgentVMError(f"there is no home folder {path}", "set HOME")
-    return path
 
 
 def control_path(name: str) -> Path:
