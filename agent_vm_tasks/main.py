@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 from io import TextIOWrapper
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,9 @@ from . import __version__, ns
 from .console import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from invoke.parser.context import ParserContext
 
 BRANCH = ("--branch", "-b")
 FLAGS = {
@@ -48,6 +51,7 @@ class AgentVM(Program):
     def parse_tasks(self) -> None:
         with _usage_errors():
             super().parse_tasks()
+            _refuse_values(self.argv, self.initial_context, self.parser.contexts)
             takes_one = self.args.complete.value or "connect" in {t.name for t in self.tasks}
             if "--" in self.argv[:-1] and not takes_one:
                 raise ParseError("Only connect takes a command after '--'.")
@@ -85,6 +89,23 @@ def with_flags(argv: list[str]) -> list[str]:
             wanted = ()
         words.append(word)
     return words + argv[until:]
+
+
+def _refuse_values(
+    argv: list[str], core: ParserContext, verbs: Mapping[str, ParserContext]
+) -> None:
+    """Refuse --force=stop: Invoke would take the value of a flag that takes none for a verb."""
+    until = argv.index("--") if "--" in argv else len(argv)
+    known = [core.flags]
+    for before, word in pairwise(argv[:until]):
+        if before in TAKES_VALUE:
+            continue
+        if word in verbs:
+            known = [verbs[word].flags, core.flags]
+        flag, given, _ = word.partition("=")
+        meant = next((flags[flag] for flags in known if flag in flags), None)
+        if given and meant and not meant.takes_value:
+            raise ParseError(f"{flag} takes no value.")
 
 
 def _open_streams() -> None:
