@@ -17,7 +17,16 @@ from agent_vm_tasks import console
 from agent_vm_tasks import guest as ssh_guest
 
 from .conftest import VM, wait_until
-from .terminals import COLUMNS, LINES, Terminal, terminal
+from .terminals import (
+    COLUMNS,
+    LINES,
+    Terminal,
+    ends_with_the_last_status,
+    interrupts,
+    stops_and_goes_on,
+    takes_a_line,
+    terminal,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,10 +91,7 @@ def arrived(keys: bytes) -> str:
 
 def test_enter_ends_a_line_and_wide_characters_come_back_as_typed(vm: Guest) -> None:
     with shell() as at:
-        at.type("read -r -p re''ady line; echo \"<$line>${#line}\"\r")
-        at.wait_for("ready")
-        at.type(f"{WIDE}\r")
-        at.wait_for(f"<{WIDE}>{len(WIDE)}\r\n")
+        takes_a_line(at, WIDE)
         at.type("exit\r")
         assert at.status() == 0
 
@@ -114,12 +120,7 @@ def test_the_pastes_of_the_test_are_large() -> None:
 
 def test_ctrl_c_ends_the_program_and_the_shell_goes_on(vm: Guest, repository: Path) -> None:
     with shell("fix") as at:
-        at.type("sh -c 'echo run''ning; exec sleep 100'\r")
-        at.wait_for("running")
-        at.type("\x03")
-        at.wait_for("<shell> ")
-        at.type('echo "status=$?"\r')
-        at.wait_for("status=130\r\n")
+        interrupts(at)
         at.type("exit\r")
         assert at.status() == 0
 
@@ -143,22 +144,12 @@ def test_ctrl_c_reaches_a_program_that_catches_it(vm: Guest) -> None:
 
 def test_ctrl_d_ends_the_shell_with_the_last_status(vm: Guest) -> None:
     with shell() as at:
-        at.type("(exit 7)\r")
-        at.wait_for("<shell> ")
-        at.type("\x04")
-        assert at.status() == 7
+        ends_with_the_last_status(at)
 
 
 def test_ctrl_z_stops_the_program_and_fg_returns_to_it(vm: Guest) -> None:
     with shell() as at:
-        at.type("sh -c 'echo wai''ting; read -r word; echo \"<$word>\"'\r")
-        at.wait_for("waiting")
-        at.press("\x1a", "Stopped")
-        at.wait_for("<shell> ")
-        at.type("fg\r")
-        at.wait_for("sh -c")
-        at.type("again\r")
-        at.wait_for("<again>\r\n")
+        stops_and_goes_on(at)
         at.type("exit\r")
         assert at.status() == 0
 

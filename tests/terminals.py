@@ -1,4 +1,7 @@
-"""A program on a pseudo-terminal, and somebody who reads and types there."""
+"""A program on a pseudo-terminal, and somebody who reads and types there.
+
+What is typed at a shell here takes `<shell> ` for its prompt.
+"""
 
 from __future__ import annotations
 
@@ -101,3 +104,41 @@ def terminal(
         yield Terminal(child, master, limit)
     finally:
         os.close(master)  # hangs up: what still runs there ends
+
+
+def takes_a_line(at: Terminal, text: str) -> None:
+    """Enter ends a line, which arrives as it was typed."""
+    at.type("read -r -p re''ady line; echo \"<$line>${#line}\"\r")
+    at.wait_for("ready")
+    at.type(f"{text}\r")
+    at.wait_for(f"<{text}>{len(text)}\r\n")
+
+
+def interrupts(at: Terminal) -> None:
+    """Ctrl-C ends the program, and the shell goes on."""
+    at.type("sh -c 'echo run''ning; exec sleep 1000'\r")
+    at.wait_for("running")
+    at.type("\x03")
+    at.wait_for("<shell> ")
+    at.type('echo "status=$?"\r')
+    at.wait_for("status=130\r\n")
+
+
+def stops_and_goes_on(at: Terminal) -> None:
+    """Ctrl-Z stops the program, and fg returns to it."""
+    at.type("sh -c 'echo wai''ting; read -r word; echo \"<$word>\"'\r")
+    at.wait_for("waiting")
+    at.press("\x1a", "Stopped")
+    at.wait_for("<shell> ")
+    at.type("fg\r")
+    at.wait_for("sh -c")
+    at.type("again\r")
+    at.wait_for("<again>\r\n")
+
+
+def ends_with_the_last_status(at: Terminal) -> None:
+    """Ctrl-D ends the shell."""
+    at.type("(exit 7)\r")
+    at.wait_for("<shell> ")
+    at.type("\x04")
+    assert at.status() == 7

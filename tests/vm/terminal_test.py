@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.terminals import COLUMNS, LINES, Terminal, terminal
+from tests.terminals import (
+    COLUMNS,
+    LINES,
+    Terminal,
+    ends_with_the_last_status,
+    interrupts,
+    stops_and_goes_on,
+    takes_a_line,
+    terminal,
+)
 
 from .conftest import PROGRAM, User
 
@@ -44,33 +53,18 @@ def test_a_shell_from_the_first_key_to_the_last_status(vm: User, project: Path) 
     with connected(vm, project) as at:
         at.type("PS1='<sh''ell> '\r")
         at.wait_for("<shell> ")
-        at.type("read -r -p re''ady line; echo \"<$line>${#line} $TERM $COLORTERM $LANG\"\r")
-        at.wait_for("ready")
-        at.type(f"{WIDE}\r")
-        at.wait_for(f"<{WIDE}>{len(WIDE)} xterm-256color truecolor C.UTF-8\r\n")
+        takes_a_line(at, WIDE)
+        at.wait_for("<shell> ")
+        at.type('echo "$TERM $COLORTERM $LANG"\r')
+        at.wait_for("xterm-256color truecolor C.UTF-8\r\n")
         at.wait_for("<shell> ")
 
-        at.type("sh -c 'echo run''ning; exec sleep 1000'\r")
-        at.wait_for("running")
-        at.type("\x03")
-        at.wait_for("<shell> ")
-        at.type('echo "status=$?"\r')
-        at.wait_for("status=130\r\n")
+        interrupts(at)
 
-        at.type("sh -c 'echo wai''ting; read -r word; echo \"<$word>\"'\r")
-        at.wait_for("waiting")
-        at.press("\x1a", "Stopped")
-        at.wait_for("<shell> ")
-        at.type("fg\r")
-        at.wait_for("sh -c")
-        at.type("again\r")
-        at.wait_for("<again>\r\n")
+        stops_and_goes_on(at)
 
         at.wait_for("<shell> ")
-        at.type("(exit 7)\r")
-        at.wait_for("<shell> ")
-        at.type("\x04")
-        assert at.status() == 7
+        ends_with_the_last_status(at)
 
 
 def test_the_size_and_its_changes_reach_the_program(vm: User, project: Path) -> None:
