@@ -129,8 +129,8 @@ def test_what_a_guest_says_as_progress_is_cut_and_what_is_none_is_not_told(
 ) -> None:
     monkeypatch.setattr(process, "WATCH", 0.05)
     (guest.home / "bin").mkdir()
-    words = f"printf 'hello\\nremote: Eating disks: 1{'x' * 1000}\\nfatal: no' >&2; sleep 0.5"
-    script(guest.home / "bin", "git-receive-pack", words)
+    words = f"printf 'hello\\nremote: Eating disks: 1{'x' * 1000}\\nfatal: no\\nHalf a line: 5' >&2"
+    script(guest.home / "bin", "git-receive-pack", f"{words}; sleep 0.5")
     said: list[str] = []
     git.transfer(repository, VM, "push", "--progress", f"{VM}:target", "main", say=said.append)
     assert set(said) == {f"remote: Eating disks: 1{'x' * 80}\r", "\r"}

@@ -141,6 +141,20 @@ def test_an_interruption_ends_the_whole_group(tmp_path: Path) -> None:
     assert gone(int(note.read_text()))
 
 
+def test_an_interruption_while_a_child_starts_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, started = subprocess.Popen.__init__, []
+
+    def interrupted(self: subprocess.Popen[bytes], *args: Any, **more: Any) -> None:  # noqa: ANN401
+        real(self, *args, **more)
+        started.append(self.pid)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        process.popen(["sleep", "60"])
+    assert gone(*started)
+
+
 def test_a_left_behind_daemon_that_keeps_stderr_open_is_waited_for_until_the_limit() -> None:
     """An ssh master keeps no stream open (OpenSSH 8.9 or newer), and whatever does is bounded."""
     began = time.monotonic()
@@ -309,9 +323,8 @@ def test_interactive_leaves_ctrl_c_to_the_program() -> None:
 
 
 def test_interactive_restores_ctrl_c() -> None:
-    before = signal.getsignal(signal.SIGINT)
     process.interactive(["true"])
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_interactive_with_a_missing_program() -> None:

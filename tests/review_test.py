@@ -31,14 +31,29 @@ def base(repository: Path) -> str:
         ("docs/.gitattributes", "git's filters"),
         (".gitmodules", "git's settings"),
         (".lfsconfig", "git's settings"),
+        ("etc/.gitconfig", "git's settings"),
         (".envrc", "the shell that enters the folder"),
+        ("mise.toml", "the shell that enters the folder"),
+        (".mise.toml", "the shell that enters the folder"),
+        (".tool-versions", "the shell that enters the folder"),
         (".vscode/tasks.json", "the editor"),
+        (".idea/workspace.xml", "the editor"),
+        (".exrc", "the editor"),
+        (".nvimrc", "the editor"),
+        (".nvim.lua", "the editor"),
         ("app.code-workspace", "the editor"),
         (".devcontainer/devcontainer.json", "the editor"),
         (".claude/settings.json", "coding agents here"),
         (".mcp.json", "coding agents here"),
+        (".gemini/settings.json", "coding agents here"),
+        (".cursor/mcp.json", "coding agents here"),
+        (".opencode/config.jsonc", "coding agents here"),
         ("opencode.json", "coding agents here"),
         (".github/workflows/ci.yml", "the CI"),
+        (".github/actions/x/action.yml", "the CI"),
+        (".gitlab-ci.yml", "the CI"),
+        (".circleci/config.yml", "the CI"),
+        ("Jenkinsfile", "the CI"),
         ("agent-vm.toml", "agent-vm and invoke"),
         ("tasks.py", "agent-vm and invoke"),
     ],
@@ -112,8 +127,18 @@ def test_npm_scripts_are_named_when_they_change(repository: Path, base: str) -> 
     first = package(scripts={"postinstall": "./x"})
     assert review.what_runs(repository, plain, first) == ["web/package.json (npm)"]
     assert review.what_runs(repository, first, package(scripts={"postinstall": "./x"}, a=1)) == []
-    broken = commit(repository, "web/package.json", "[" * 100_000)
-    assert review.what_runs(repository, first, broken) == ["web/package.json (npm)"]
+    for text in ("[" * 100_000, "{", "5"):
+        broken = commit(repository, "web/package.json", text)
+        assert review.what_runs(repository, plain, broken) == ["web/package.json (npm)"]
+
+
+def test_npm_scripts_in_a_file_that_is_too_large_to_read_are_named(
+    repository: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(review, "_LARGEST_PACKAGE", 4)
+    assert review.what_runs(repository, base, commit(repository, "package.json", "{}  ")) == []
+    large = commit(repository, "package.json", "{}   ")
+    assert review.what_runs(repository, base, large) == ["package.json (npm)"]
 
 
 def test_what_the_host_has_changed_since_is_not_the_guests(repository: Path) -> None:

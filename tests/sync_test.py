@@ -18,7 +18,7 @@ from agent_vm_tasks import process, sync, workspaces
 from agent_vm_tasks.errors import AgentVMError
 
 from .clones import at, commit_inside, fetch, new_commit, push, workspace
-from .conftest import VM, commit, git, make_repository, wait_until
+from .conftest import VM, commit, git, leading, make_repository, wait_until
 from .programs import calls, script
 
 if TYPE_CHECKING:
@@ -536,7 +536,7 @@ def test_a_push_that_was_cut_off_changes_nothing_and_the_next_one_works(
     git(repository, "commit", "--quiet", "--message", "large")
     (guest.home / "bin").mkdir()
     script(guest.home / "bin", "git-receive-pack", CUT if end == "cut" else STALLED)
-    with subprocess.Popen([sys.executable, "-c", PUSHES], stderr=subprocess.DEVNULL) as child:
+    with leading(sys.executable, "-c", PUSHES, stderr=subprocess.DEVNULL) as child:
         if isinstance(end, signal.Signals):
             wait_until((guest.home / "stalled").exists, "nothing was sent")
             child.send_signal(end)
@@ -599,11 +599,12 @@ def test_a_push_waits_for_another_in_the_vm(guest: Guest, repository: Path, ther
     if there:
         push(ws)
     (guest.home / ".agent-vm").mkdir(exist_ok=True)
-    hold = ["flock", str(guest.home / ".agent-vm/lock"), "sleep", "0.5"]
-    with subprocess.Popen(hold) as other:
+    look = f"sleep 0.5; ls {guest.workspaces} > {guest.home}/seen"
+    with subprocess.Popen(["flock", guest.home / ".agent-vm/lock", "sh", "-c", look]) as other:
         time.sleep(0.1)
         assert push(ws)[0] in {"current", "updated"}
         assert other.poll() == 0
+    assert (guest.home / "seen").read_text().split() == [ws.folder] * there
 
 
 # Fetch

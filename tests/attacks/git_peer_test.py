@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_vm_tasks import sync, workspaces
-from tests.conftest import VM, commit, git, make_repository, wait_until
+from tests.conftest import VM, commit, git, leading, make_repository, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -264,8 +264,7 @@ def test_a_peer_that_never_answers_ends_with_an_interrupt(
         "from pathlib import Path; from agent_vm_tasks import sync, workspaces as w;"
         "sync.fetch(w.workspace('agent-vm', w.repository(Path.cwd()), 'fix'), print)"
     )
-    argv = [sys.executable, "-c", code]
-    with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as child:
+    with leading(sys.executable, "-c", code, stderr=subprocess.DEVNULL) as child:
         wait_until((guest.home / "called").exists, "upload-pack was not called")
         os.kill(child.pid, signal.SIGINT)
         assert child.wait(10)
