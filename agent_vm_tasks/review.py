@@ -128,7 +128,7 @@ def written(repository: Path, base: str, new: str) -> int:
 def _changes(repository: Path, base: str, new: str) -> tuple[_Change, ...]:
     """What was added or changed since `base` left the line of `new`; deletions run nothing."""
     _names(repository, new)  # git would take any amount of memory for the difference
-    how = ("--raw", "-z", "--no-abbrev", "--no-renames", "--no-ext-diff",
+    how = ("--raw", "-z", "--no-abbrev", "--no-renames",
            "--ignore-submodules=none", "--diff-filter=d")  # fmt: skip
     shown = git.run(repository, "diff", *how, f"{base}...{new}", check=False)
     if not base or not shown.ok:  # they share no commit: all of it is new

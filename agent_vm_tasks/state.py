@@ -99,10 +99,7 @@ def lock(name: str, say: Say, file: str = "lock") -> Iterator[None]:
         held.truncate(0)
         with contextlib.suppress(OSError):  # on a full disk it goes without a name
             os.write(held.fileno(), _ourselves().encode("utf-8", "replace"))
-        try:
-            yield
-        finally:
-            held.truncate(0)
+        yield
 
 
 def owner(name: str, file: str = "lock") -> str:
