@@ -222,6 +222,11 @@ def test_what_an_existing_vm_does_not_have_is_told(limactl: Limactl, settings: S
     assert vm.start(same, lambda _: None).warnings == ()
 
 
+def test_what_nobody_asks_for_is_not_missed(limactl: Limactl, settings: Settings) -> None:
+    started(with_vm(settings, cpus="2", memory="3", disk="50"))
+    assert vm.start(settings, lambda _: None).warnings == ()
+
+
 def test_a_broken_vm_is_healed_without_being_made_anew(
     limactl: Limactl, settings: Settings
 ) -> None:
@@ -362,10 +367,10 @@ def test_somebody_elses_instance_of_that_name_is_left_alone(
 def test_provisioning_that_failed_leaves_a_vm_that_is_not_ready(
     limactl: Limactl, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results: list[Callable[[], bool]] = [lambda: fail("in stage npm"), lambda: True, lambda: False]
+    def fail() -> bool:
+        raise AgentVMError("in stage npm")
 
-    def fail(why: str) -> bool:
-        raise AgentVMError(why)
+    results: list[Callable[[], bool]] = [fail, lambda: True, lambda: False, fail]
 
     monkeypatch.setattr(provision, "run", lambda *_: results.pop(0)())
     wanted = replace(settings, provision=Provision(enabled=True))
@@ -375,8 +380,12 @@ def test_provisioning_that_failed_leaves_a_vm_that_is_not_ready(
     started(wanted)
     assert vm.ready(VM)
     started(wanted)
-    assert not results
     assert limactl.calls() == [CREATE, START]
+    vm.stop(wanted, print)
+    with pytest.raises(AgentVMError, match="in stage npm"):
+        started(wanted)
+    assert not vm.ready(VM)
+    assert not results
 
 
 def test_only_a_vm_that_nobody_can_have_worked_in_has_its_disk_kept(
