@@ -41,9 +41,12 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
-# Started in the background of a script, we would hand an ignored Ctrl-C on to every shell below.
+# Started in the background of a script, or by nohup, we would hand an ignored Ctrl-C or hangup on
+# to every program below.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 VM = "agent-vm"
 USER = getpass.getuser()
