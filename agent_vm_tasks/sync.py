@@ -243,7 +243,7 @@ def _tags(repo: Path, commit: str) -> str:
     listed = git.run(
         repo, "--no-replace-objects", "for-each-ref", "--sort=-creatordate",
         f"--count={MOST_TAGS}", f"--merged={commit}", "--format=%(objectname) %(refname)",
-        "refs/tags", check=False,
+        "refs/tags",
     )  # fmt: skip
     # What is no UTF-8 would come by another name.
     return "\n".join(line for line in listed.stdout.split("\n") if "\ufffd" not in line)
