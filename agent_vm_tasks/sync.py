@@ -160,7 +160,7 @@ def _bring(ws: Workspace, say: Say) -> tuple[str, Contents]:
         result = git.transfer(
             ws.repository.path, ws.vm, *_naming(branch, before), "--no-tags",
             "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance",
-            "--refmap=", "--progress", "--", ws.url, f"+refs/heads/{ws.branch}:{ws.incoming}",
+            "--progress", "--", ws.url, f"+refs/heads/{ws.branch}:{ws.incoming}",
             say=say,
         )  # fmt: skip
         contents = looking.result()
