@@ -147,12 +147,12 @@ def test_a_free_lock_says_nothing(home: Path) -> None:
     assert said == []
 
 
-@pytest.mark.parametrize("depth", [0, 3])
+@pytest.mark.parametrize("length", [40, 70, 120])
 def test_the_connections_socket_can_be_bound(
-    home: Path, monkeypatch: pytest.MonkeyPatch, depth: int
+    home: Path, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
-    deep = home.joinpath(*["a-folder-of-some-thirty-letters"] * depth)
-    deep.mkdir(parents=True, exist_ok=True)
+    deep = home / ("x" * (length - len(f"{home}/")))
+    deep.mkdir()
     monkeypatch.setenv("HOME", str(deep))
     monkeypatch.setattr("tempfile.tempdir", str(home))
     state.write(state.folder(VM) / "ssh.config", "")
