@@ -38,7 +38,6 @@ _SAFE = {
     "push.recurseSubmodules": "no",
     "submodule.recurse": "false",
     "transfer.bundleURI": "false",
-    "transfer.fsckObjects": "true",
 }
 
 _CALM = (
