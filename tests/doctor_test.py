@@ -96,6 +96,11 @@ def silent(limactl: Limactl, port: int) -> Iterator[None]:
         yield
 
 
+def long_ago(limactl: Limactl) -> None:
+    """Have the VM started an hour ago."""
+    os.utime(limactl.lima / VM / "ha.pid", (time.time() - 3600, time.time() - 3600))
+
+
 def free(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
@@ -188,7 +193,9 @@ def test_a_limactl_that_does_not_answer_is_told_once(
 ) -> None:
     limactl.does("list", "sleep 60")
     monkeypatch.setattr(lima, "PATIENCE", 0.3)
+    (limactl.folder / "calls").unlink()
     found = faults(started)
+    assert len((limactl.folder / "calls").read_text().splitlines()) == 1
     assert list(found) == ["instance"]
     assert "gave no answer" in found["instance"]
 
@@ -223,6 +230,7 @@ def test_a_port_that_is_the_vms_no_more(limactl: Limactl, started: Settings) -> 
 @pytest.mark.usefixtures("impatient")
 def test_a_frozen_vm_is_woken(limactl: Limactl, started: Settings) -> None:
     limactl.signal(signal.SIGSTOP)
+    long_ago(limactl)
     assert faults(started) == {"answers": "frozen: a signal stopped it"}
     repaired(started)
     works(started)
@@ -233,6 +241,7 @@ def test_a_frozen_vm_is_woken(limactl: Limactl, started: Settings) -> None:
 def test_a_vm_whose_kernel_panicked_is_started_anew(limactl: Limactl, started: Settings) -> None:
     with silent(limactl, guest.port(VM)):
         (limactl.lima / VM / "serial.log").write_text("[ 9.9] Kernel panic - not syncing: sysrq\n")
+        long_ago(limactl)
         assert faults(started) == {"answers": "its kernel panicked"}
         said = repaired(started)
     assert "the kernel of the VM agent-vm panicked; starting it anew" in said
@@ -247,9 +256,8 @@ def test_a_vm_that_has_long_been_silent_is_stopped_and_started(
     limactl: Limactl, started: Settings
 ) -> None:
     with silent(limactl, guest.port(VM)):
-        pid_file = limactl.lima / VM / "ha.pid"
         assert faults(started) == {"answers": "booting"}
-        os.utime(pid_file, (time.time() - 3600, time.time() - 3600))
+        long_ago(limactl)
         assert faults(started) == {"answers": "no answer: frozen, or busy"}
         repaired(started)
     assert limactl.calls()[2] == ["stop", "--tty=false", VM]

@@ -349,6 +349,18 @@ def test_a_child_that_may_not_go_on_alone_dies_with_us(tmp_path: Path, call: str
     assert gone(int(note.read_text()))
 
 
+def test_a_sigterm_ends_the_child_on_the_terminal_first_where_that_cannot_die_with_us(
+    tmp_path: Path,
+) -> None:
+    note, root = tmp_path / "pid", str(Path(__file__).parent.parent)
+    as_on_macos = "process._dying_with_us = lambda *_: lambda: None; process.interactive(sleep)"
+    with subprocess.Popen(python(RUN.format(as_on_macos), root, str(note))) as parent:
+        wait_until(lambda: note.exists() and note.read_text(), "the child does not start")
+        parent.terminate()
+        assert parent.wait(10) == -signal.SIGTERM
+    assert gone(int(note.read_text()))
+
+
 def test_a_process_that_a_signal_stopped_is_known() -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
         assert not process.is_stopped(child.pid)
@@ -367,5 +379,6 @@ def test_interactive_looks_once_and_only_when_it_takes_long(
     monkeypatch.setattr(process, "WATCH", 0.2)
     looks: list[str] = []
     assert process.interactive(["true"], lambda: looks.append("early")) == 0
-    assert process.interactive(["sleep", "0.9"], lambda: looks.append("late")) == 0
+    late = ["sh", "-c", "sleep 0.9; exit 3"]
+    assert process.interactive(late, lambda: looks.append("late")) == 3
     assert looks == ["late"]

@@ -283,16 +283,18 @@ def test_a_peer_that_sends_another_repository(guest: Guest, ws: Workspace, insid
     assert git(ws.repository.path, "rev-parse", ws.ref) == theirs
 
 
-@pytest.mark.parametrize("where", ["progress", "stderr"])
+@pytest.mark.parametrize("where", ["progress", "stderr", "progress of half a pack"])
 def test_a_peer_that_talks_without_end(guest: Guest, ws: Workspace, where: str) -> None:
     talk = {
         "progress": "say(b'\\x02' + b'noise \\n' * 5000)",
         "stderr": "sys.stderr.write('noise \\n' * 5000)",
     }
+    pack = b"\x01PACK" + struct.pack(">II", 2, 1000)
     serve(
         guest,
         f"say(b'{'1' * 40} refs/heads/fix\\0 {CAPABLE}\\n')\n{ASK}say(b'NAK\\n')\n"
-        f"while True: {talk[where]}",
+        f"if 'pack' in {where!r}: say({pack!r})\n"
+        f"while True: {talk[where.partition(' ')[0]]}",
     )
     before = state(ws.repository.path)
     with pytest.raises(AgentVMError, match="was ended: it printed more than 16 MiB"):
