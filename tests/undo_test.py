@@ -322,6 +322,20 @@ def test_an_end_that_is_missing_is_noticed(
         delete()
 
 
+def test_an_interrupt_leaves_no_half_of_a_copy(
+    guest: Guest, inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    commit(inside, "work")
+    monkeypatch.setattr(ssh_guest, "receive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        delete()
+    assert (inside / "work").exists()
+    assert list((state.folder(VM) / "undo").iterdir()) == []
+
+
 def test_a_workspace_that_was_made_again_is_not_overwritten(
     guest: Guest, ws: Workspace, inside: Path
 ) -> None:

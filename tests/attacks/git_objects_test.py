@@ -276,6 +276,7 @@ def test_a_peer_that_sends_another_repository(guest: Guest, ws: Workspace, insid
     guest.run(f"git init -q -b fix {other}")
     theirs = commit(other, "README", "another\n")
     serve(guest, f"os.execvp('git', ['git', 'upload-pack', {str(other)!r}])")
+    git(ws.repository.path, "checkout", "--quiet", "main")
     before = git(ws.repository.path, "rev-parse", "fix")
     fetched = fetch(ws)
     assert not fetched.merged
