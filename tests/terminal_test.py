@@ -101,7 +101,7 @@ def test_enter_ends_a_line_and_wide_characters_come_back_as_typed(vm: Guest) -> 
     [
         bytes(range(256)) * 2,
         WIDE.encode() + ESCAPES.encode(),
-        f"\x1b[200~{ESCAPES}{WIDE * 1700}\x1b[201~".encode(),
+        f"\x1b[200~{ESCAPES}{WIDE * (2**16 // len(WIDE))}\x1b[201~".encode(),
     ],
     ids=["every byte", "wide and ssh's escapes", "a paste"],
 )
@@ -112,10 +112,6 @@ def test_a_program_gets_the_keys_byte_for_byte(vm: Guest, keys: bytes) -> None:
         at.type(keys)
         at.wait_for(arrived(keys))
         assert at.status() == 7
-
-
-def test_the_pastes_of_the_test_are_large() -> None:
-    assert len((WIDE * 1700).encode()) > 65536
 
 
 def test_ctrl_c_ends_the_program_and_the_shell_goes_on(vm: Guest, repository: Path) -> None:

@@ -124,5 +124,6 @@ def test_a_fetch_names_what_would_run_here(vm: Guest, repository: Path, agent_vm
     assert said.status == 0
     line = "warning: runs on this machine, so look at it first: 00/.envrc (the shell that"
     assert line in said.err
+    assert said.err.count("look at it first") == 20
     assert "warning: and 1 more such files\n" in said.err
     assert "look at it first" not in agent_vm("fetch", "fix").err
