@@ -35,8 +35,13 @@ class Running:
     pid: int
     folder: Path
 
-    def end(self) -> Ended:
+    def end(self, limit: float = 120) -> Ended:
+        """Wait for its end; what hangs is killed, and told by its status."""
+        killer = threading.Timer(limit, os.kill, (self.pid, signal.SIGKILL))
+        killer.start()
         _, status = os.waitpid(self.pid, 0)
+        killer.cancel()
+        killer.join()
         return Ended(
             os.waitstatus_to_exitcode(status),
             (self.folder / "out").read_text(),

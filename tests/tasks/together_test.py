@@ -71,7 +71,7 @@ def test_a_connection_into_a_warm_vm_waits_for_nobody(
 ) -> None:
     agent_vm("connect", "fix", "--", "true")
     with state.lock(VM, print):
-        ended = forked.run(home / "ran", "connect", "fix", "--", "cat", "README")
+        ended = forked.start(home / "ran", "connect", "fix", "--", "cat", "README").end(20)
     assert (ended.status, ended.out, ended.err) == (0, "hello\n", "")
 
 
