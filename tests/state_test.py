@@ -48,6 +48,19 @@ def test_the_folder_is_private(home: Path) -> None:
     assert state.folder(VM).stat().st_mode & 0o777 == 0o700
 
 
+def test_a_folder_that_others_can_read_is_made_private(home: Path) -> None:
+    (home / ".agent-vm" / VM).mkdir(parents=True, mode=0o755)
+    assert state.folder(VM).stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_a_folder_of_somebody_else_is_refused(home: Path) -> None:
+    (home / ".agent-vm" / VM).mkdir(parents=True)
+    os.chown(home / ".agent-vm" / VM, 65534, 65534)
+    with pytest.raises(AgentVMError, match="belongs to another user"):
+        state.write(state.folder(VM) / "file", "")
+
+
 def test_a_file_is_replaced_whole(home: Path) -> None:
     path = home / "file"
     texts = {"a" * 100_000, "b" * 100_000}
