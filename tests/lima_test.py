@@ -263,6 +263,7 @@ def test_limactl_gets_what_it_needs_and_no_secrets(
 ) -> None:
     for name in ("ANTHROPIC_API_KEY", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("PATH", f"{Path.home()}/bin:/usr/bin:/bin")
     monkeypatch.setenv("LIMA_HOME", "/elsewhere/lima")
     monkeypatch.setenv("https_proxy", "http://proxy:3128")
     folder = program("env > $HOME/env; pwd >> $HOME/env")
