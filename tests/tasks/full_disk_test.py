@@ -64,7 +64,7 @@ def full(limactl: Limactl) -> Iterator[Full]:
 
     yield fill
     os.chdir("/")
-    for folder in mounted:
+    for folder in reversed(mounted):
         subprocess.run(["umount", "-l", str(folder)], check=True)
         shutil.rmtree(folder.with_name(f"{folder.name}.kept"))
 
@@ -213,6 +213,7 @@ def test_a_full_disk_in_the_vm(
     git(repository, "checkout", "--quiet", "-b", "new")
     new = large(repository)
     make_room = full(guest_home)
+    full(guest_home / ".secrets", 2**20)  # a disk of its own, as in the VM
     for verb in (["push", "new"], ["connect", "new", "--", "true"]):
         assert one_line(agent_vm(*verb))
     assert git(repository, "rev-parse", "new") == new
