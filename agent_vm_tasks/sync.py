@@ -93,6 +93,8 @@ def push(ws: Workspace, say: Say, include: Sequence[str] = ()) -> Update:
         with state.lock(ws.vm, say, "push-lock"):  # another command may be at the same
             folder = create(ws)
             result = _send(ws, refs, say)
+            if "cannot lock ref" in result.stderr:  # one that is at its first try was quicker
+                result = _send(ws, refs, say)
     if not result.ok:
         raise _unsent(ws, result)
     remember(ws, sent=commit)
