@@ -71,7 +71,7 @@ def cut_off(run: Run, home: Path, limactl: Limactl, request: pytest.FixtureReque
             prepare()
             if not once(argv, at):
                 return at - 1
-            for words in (["status"], argv)[at % 2 :]:
+            for words in (["status"], argv)[(at + request.param) % 2 :]:
                 again = run(*words)
                 assert again.status == 0 or is_done(again), f"after program {at}: {again.err}"
                 assert "waiting for another" not in again.err
