@@ -222,7 +222,7 @@ def _supply(
 def _input_waits() -> bool:
     """Whether stdin has, or may have, what is gone for a second try once ssh has read it."""
     try:
-        typed = bool(select.select([0], [], [], 0)[0])
+        typed = os.isatty(0) and bool(select.select([0], [], [], 0)[0])
         return typed or not stat.S_ISCHR(os.fstat(0).st_mode)
     except OSError:  # it is closed
         return False
