@@ -20,7 +20,10 @@ said=$(tar --extract --file=- --directory="$new" 2>&1) || {
     exit 1
 }
 chmod 755 "$new"
-find "$index" -lname "../../workspace/$folder" -delete # of one that was deleted inside
+case $folder in
+    *[*?[\\]*) ;; # a pattern: no workspace of ours has such a name
+    *) find "$index" -lname "../../workspace/$folder" -delete ;; # of one that was deleted inside
+esac
 mv -T "$new" "$path"
 [ -z "$key" ] || ln -sfnT "../../workspace/$folder" "$index/$key"
 printf '%s\0' "$folder"
