@@ -18,6 +18,8 @@ LIMA_MINIMUM = (2, 2, 0)
 """Older releases let the guest take the host's ssh port (CVE-2026-53657)."""
 QEMU_TO_EMULATE = (8, 0, 0)
 """Debian 13 guests panic under the emulation of an older QEMU."""
+QEMU_WITH_PASST = (7, 2, 0)
+"""The first QEMU that can be joined to passt: -netdev stream (QEMU's ChangeLog/7.2)."""
 MOUNTS = Path("~/.agent-vm-mounts")
 DISK_WANTED = 10
 """GiB that should be free where the VM's disk lies."""
@@ -212,7 +214,7 @@ def trusted_by_git(mount: Path = MOUNTS) -> tuple[str, ...]:
 
 def checks() -> list[Check]:
     """All that the host must have, with what to do about what is missing."""
-    linux = () if is_macos() else (_qemu, _kvm, _image_builder)
+    linux = () if is_macos() else (_qemu, _kvm, _passt, _image_builder)
     each = (_account, _lima, *linux, _ssh, _git, _sshfs, _safe_directory, _disk)
     return [check() for check in each]
 
@@ -266,6 +268,12 @@ def _quiet_kvm() -> Kvm:
         return kvm()
     except AgentVMError as error:
         return Kvm(works=False, reason=error.message)
+
+
+def _passt() -> Check:
+    found = which("passt")
+    fix = "" if found else f"{_SETUP}; without it the VM reaches services of this machine"
+    return Check("passt", bool(found), required=False, detail=found or "not installed", fix=fix)
 
 
 def _image_builder() -> Check:

@@ -28,9 +28,10 @@ BRANCH = ("--branch", "-b")
 FLAGS = {
     **dict.fromkeys(("connect", "push", "fetch", "clean"), BRANCH),
     "undo": ("--workspace", "-w"),
+    "network": ("--mode", "-m"),
 }
 """What the bare word behind a verb stands for."""
-TAKES_VALUE = {*BRANCH, *FLAGS["undo"], "--command", "-c"}
+TAKES_VALUE = {*BRANCH, *FLAGS["undo"], *FLAGS["network"], "--command", "-c"}
 
 
 class AgentVM(Program):

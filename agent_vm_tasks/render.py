@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 GUEST_USER = "agent"
+RESOLVER = "192.168.5.3"
+"""Of QEMU's own network in Lima: the third address (QEMU's qemu-options.hx)."""
 
 
 def environment() -> Environment:
@@ -49,7 +51,7 @@ def lima_yaml(settings: Settings, images: Sequence[Image], host_key: str) -> str
         legacy_bios=platform.machine() == "x86_64" and platform.system() == "Linux",
         ports=settings.network.ports,
         ca_certs=certificates(settings),
-        boot_script=env.get_template("boot.sh.j2").render(),
+        boot_script=env.get_template("boot.sh.j2").render(resolver=resolver(settings)),
         host_key_script=env.get_template("host-key.sh.j2").render(host_key=host_key.strip()),
     )
 
@@ -69,6 +71,18 @@ def ssh_config(
             control_path=control_path,
         )
     )
+
+
+def qemu(*, mode: str, qemu: str, passt: str, folder: Path) -> str:
+    """The wrapper around QEMU that decides on the VM's network."""
+    template = environment().get_template("qemu.sh.j2")
+    return template.render(mode=mode, qemu=qemu, passt=passt, folder=folder, resolver=RESOLVER)
+
+
+def resolver(settings: Settings) -> str:
+    """Where the guest asks for names; "" where Lima's network is another one."""
+    other = settings.vm.vm_type == "vz" or platform.system() == "Darwin"
+    return "" if other else RESOLVER
 
 
 def _image(image: Image) -> dict[str, Any]:

@@ -34,8 +34,15 @@ class Vm:
     ca_certs: Literal["auto"] | tuple[str, ...] = "auto"
 
 
+NETWORKS = ("offline", "internet", "open")
+"""What the VM may reach, the tightest first."""
+
+
 @dataclass(frozen=True)
 class Network:
+    """`ports` of the VM that are on this machine's loopback as well."""
+
+    mode: str = "internet"
     ports: tuple[int, ...] = ()
 
 
@@ -148,6 +155,7 @@ CHECKS: Mapping[str, checks.Check] = {
     "vm.vm_type": checks.text('"auto", "qemu" or "vz"', "auto|qemu|vz"),
     "vm.accel": checks.text('"auto", "kvm" or "tcg"', "auto|kvm|tcg"),
     "vm.ca_certs": checks.word_or_items("auto", "a list of files", _PATH),
+    "network.mode": checks.text('"offline", "internet" or "open"', "|".join(NETWORKS)),
     "network.ports": checks.items(checks.integer(1024, 65535)),
     "packages.apt": checks.items(_APT),
     "packages.npm": checks.items(_NPM),
@@ -298,7 +306,21 @@ def _with_file(settings: Settings, path: Path | None, *, trusted: bool) -> Setti
     values = dict(_entries(file, toml_file.read(path)))
     if not trusted:
         _refuse_user_only(file, values)
+        values = _tightened(settings, values)
     return _with_values(settings, _added(settings, values), file)
+
+
+def tighter(one: str, other: str) -> str:
+    """The network mode of two that gives the VM less."""
+    return min(one, other, key=NETWORKS.index)
+
+
+def _tightened(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
+    """A repository's network counts where it gives less than the user's."""
+    mode, ours = values.get("network.mode"), settings.network.mode
+    if mode is None or (mode != ours and tighter(mode, ours) == mode):
+        return values
+    return {path: value for path, value in values.items() if path != "network.mode"}
 
 
 def _with_values(settings: Settings, values: Mapping[str, Any], source: str) -> Settings:

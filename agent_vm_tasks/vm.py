@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import creation, guest, host, lima, mount, secrets, state, workspaces
+from . import creation, guest, host, lima, mount, network, secrets, state, workspaces
 from .errors import AgentVMError
 from .settings import explicit
 
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
     from .workspaces import Row
 
 _EMULATED = {
-    "x86_64": "qemu-system-x86_64 -machine q35,vmport=off -accel tcg,thread=multi,tb-size=512"
-    " -cpu max",
-    "aarch64": "qemu-system-aarch64 -machine virt -accel tcg,thread=multi,tb-size=512 -cpu max",
+    "x86_64": " -machine q35,vmport=off -accel tcg,thread=multi,tb-size=512 -cpu max",
+    "aarch64": " -machine virt -accel tcg,thread=multi,tb-size=512 -cpu max",
 }
 
 
@@ -47,6 +47,7 @@ class Status:
     disk: int
     mount: str
     mounted: bool
+    network: str = ""
     workspaces: tuple[Row, ...] = ()
     trouble: str = ""
 
@@ -79,6 +80,7 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
         instance = _reached(settings, instance, say)
         warnings += _install(settings, instance, say, c)
         secrets.push(name, given)
+    network.refuse_looser(settings)
     warnings += ensure_mounted(settings)
     return Started(found is None, tuple(warnings))
 
@@ -190,6 +192,7 @@ def status(settings: Settings) -> Status:
         disk=found.disk if found else 0,
         mount=str(point),
         mounted=bool(mounted and mounted.ours),
+        network=network.in_force(name) if found and found.running else "",
         workspaces=rows,
         trouble=trouble,
     )
@@ -291,13 +294,15 @@ def _keep(instance: Instance, say: Say) -> list[str]:
 
 
 def _boot(settings: Settings, instance: Instance, say: Say) -> Instance:
-    env, slow = _acceleration(settings)
-    if slow:
-        say(slow)
+    arguments, slow = _acceleration(settings)
+    planned = network.plan(settings)
+    for line in filter(None, (slow, planned.warning)):
+        say(line)
     creation.refuse_strange(instance, lima.asked(instance))
     _ready_mark(instance.name).unlink(missing_ok=True)
     say(f"starting the VM {instance.name}")
-    lima.start(instance, say, env)
+    network.note(instance.name, planned.mode)
+    lima.start(instance, say, _qemu(instance, planned.mode, arguments))
     started = lima.find(instance.name)
     if started is None or not started.running:
         raise AgentVMError(f"the VM {instance.name} went down while it booted",
@@ -397,20 +402,32 @@ def _asked(settings: Settings) -> str:
     return hashlib.sha256(b"\0".join(inputs)).hexdigest()[:16]
 
 
-def _acceleration(settings: Settings) -> tuple[dict[str, str], str]:
-    """The environment that makes Lima's QEMU use what works, and a warning when that is slow.
+def _qemu(instance: Instance, mode: str, arguments: str) -> dict[str, str]:
+    """The environment by which Lima takes our QEMU and arguments, which win over its own.
 
-    Lima takes KVM when the device file exists; arguments in QEMU_SYSTEM_* win over its own
-    (pkg/driver/qemu/qemu.go).
+    Source: Lima's pkg/driver/qemu/qemu.go.
+    """
+    arch = host.arch()
+    plain = mode == "open"
+    if plain and not arguments:
+        return {}
+    program = f"qemu-system-{arch}" if plain else shlex.quote(str(network.qemu(instance, mode)))
+    return {f"QEMU_SYSTEM_{arch.upper()}": program + arguments}
+
+
+def _acceleration(settings: Settings) -> tuple[str, str]:
+    """Arguments that make Lima's QEMU use what works, and a warning when that is slow.
+
+    Lima takes KVM when the device file exists.
     """
     if host.is_macos() or settings.vm.vm_type == "vz":
-        return {}, ""
+        return "", ""
     if settings.vm.accel == "kvm":
-        return {}, ""
+        return "", ""
     if settings.vm.accel == "auto":
         kvm = host.kvm()
         if kvm.works:
-            return {}, ""
+            return "", ""
         why = f"KVM cannot be used ({kvm.reason})"
     else:
         why = "KVM is off by vm.accel"
@@ -420,9 +437,8 @@ def _acceleration(settings: Settings) -> tuple[dict[str, str], str]:
             f"{why}, and QEMU {version[0]}.{version[1]} cannot emulate a Debian 13 guest",
             "run `agent-vm setup`: it installs QEMU 8 or newer",
         )
-    arch = host.arch()
     slow = f"{why}: the VM is emulated, which is slow and no strong security boundary"
-    return {f"QEMU_SYSTEM_{arch.upper()}": _EMULATED[arch]}, slow
+    return _EMULATED[host.arch()], slow
 
 
 def _differences(settings: Settings, found: Instance | None) -> list[str]:

@@ -127,7 +127,7 @@ def boots(chosen: settings.Settings) -> tuple[object, ...]:
     """One boot each, in seconds: a stopped VM by limactl alone, then by us."""
     from agent_vm_tasks import host, lima, process
 
-    slow, _ = vm._acceleration(chosen)  # Lima alone would take a broken KVM
+    slow = emulated(chosen)
     plain = [host.limactl(), "start", "--tty=false", "--timeout=30m", chosen.vm.name]
     env = {**lima.environment(), **slow}
     vm.stop(chosen, console.say)
@@ -141,13 +141,22 @@ def boots(chosen: settings.Settings) -> tuple[object, ...]:
     return ("agent-vm start", f"{taken:.0f}", f"{floor:.0f}", f"{taken / floor:.2f}")
 
 
+def emulated(chosen: settings.Settings) -> dict[str, str]:
+    """What Lima alone needs where it would take a broken KVM."""
+    from agent_vm_tasks import host
+
+    arguments, _ = vm._acceleration(chosen)
+    program = f"qemu-system-{host.arch()}"
+    return {program.upper().replace("-", "_"): program + arguments} if arguments else {}
+
+
 def creates(chosen: settings.Settings) -> tuple[object, ...]:
     """A VM from the kept disk, in seconds: by us, then by limactl alone from the same YAML."""
     from agent_vm_tasks import host, lima, process
 
     alone = elsewhere(chosen)
     name = alone.vm.name
-    slow, _ = vm._acceleration(chosen)
+    slow = emulated(chosen)
     try:
         began = time.perf_counter()
         vm.start(alone, console.say)

@@ -43,7 +43,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Debian 12 of root's on x86-64, without KVM, that lacks nothing; its programs' folder."""
     folder = tmp_path / "programs"
     folder.mkdir()
-    for name in ("git", "ssh", "ssh-keygen", "qemu-img", "mmdebstrap", "mke2fs", "newuidmap"):
+    for name in ("git", "ssh", "ssh-keygen", "qemu-img", "mmdebstrap", "mke2fs", "newuidmap",
+                 "passt"):  # fmt: skip
         script(folder, name)
     script(folder, "limactl", "echo limactl version 2.2.0")
     script(folder, "sshfs", "echo contain_symlinks")
@@ -101,6 +102,18 @@ def test_what_is_missing_is_installed_and_told_before(machine: Path, told: Told)
     install.setup(Packages(), told)
     assert changes(machine) == [f"{APT} update", f"{INSTALL} mmdebstrap sshfs"]
     assert told == [f"$ {command}" for command in changes(machine)]
+
+
+@pytest.mark.parametrize(("qemu", "wanted"), [("6.2.0", False), ("7.2.0", True)])
+def test_passt_is_for_a_qemu_that_can_be_joined_to_it(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, told: Told, *, qemu: str, wanted: bool
+) -> None:
+    monkeypatch.setattr(host, "kvm", lambda: host.Kvm(works=True, reason=""))
+    script(machine, "qemu-system-x86_64", f"echo QEMU emulator version {qemu}")
+    (machine / "passt").unlink()
+    installs(machine, passt="")
+    checks = {check.name: check.ok for check in install.setup(Packages(), told)}
+    assert (f"{INSTALL} passt" in changes(machine)) == checks["passt"] == wanted
 
 
 def test_a_second_run_does_nothing(machine: Path, told: Told) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from invoke.collection import Collection
 
-from . import config, credentials, lifecycle, maintenance, setup, undo, work
+from . import config, credentials, lifecycle, maintenance, network, setup, undo, work
 
 ns = Collection(
     lifecycle.start,
@@ -21,6 +21,7 @@ ns = Collection(
     lifecycle.mount,
     lifecycle.unmount,
     credentials.secrets,
+    network.network,
     maintenance.provision,
     maintenance.tools,
     maintenance.refresh_home,

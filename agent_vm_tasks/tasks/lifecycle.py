@@ -14,6 +14,7 @@ from agent_vm_tasks import settings as configuration
 from agent_vm_tasks.console import say, warn
 
 from ._edge import confirm, guarded
+from .network import MEANS
 
 if TYPE_CHECKING:
     from agent_vm_tasks.vm import Status
@@ -141,6 +142,8 @@ def _as_text(now: Status) -> str:
             f"Disk: {_gib(now.disk)}",
             f"Mount: {now.mount} ({'mounted' if now.mounted else 'not mounted'})",
         ]
+    if now.network:
+        lines.append(f"Network: {now.network}: {MEANS[now.network]}")
     if now.trouble:
         lines.append(f"Workspaces: unknown ({now.trouble})")
     elif now.workspaces:

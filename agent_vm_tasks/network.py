@@ -1,0 +1,113 @@
+"""What the VM may reach. Enforced on the host, by a wrapper that stands between Lima and QEMU."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import host, settings, state, toml_file
+from .errors import AgentVMError
+from .settings import NETWORKS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .lima import Instance
+    from .settings import Settings
+
+_NO_PASST = "passt is not installed (`agent-vm setup` does that)"
+_OLD_QEMU = "this QEMU is older than 7.2"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The mode that a boot will have; `warning`: what this host cannot enforce."""
+
+    mode: str
+    warning: str = ""
+
+
+def wanted(chosen: Settings) -> str:
+    """The mode asked for: what `agent-vm network` was told goes before the user's own file.
+
+    A repository's file only tightens, whatever the user said.
+    """
+    told, asked = _read(chosen.vm.name, "network-wanted"), chosen.network.mode
+    if told not in NETWORKS:
+        return asked
+    source = chosen.sources["network.mode"]
+    ours = source in {settings.DEFAULT, toml_file.label(settings.user_file())}
+    return told if ours else settings.tighter(told, asked)
+
+
+def choose(name: str, mode: str) -> None:
+    """Remember what the user wants from the next boot on."""
+    state.write(state.folder(name) / "network-wanted", mode)
+
+
+def plan(chosen: Settings) -> Plan:
+    """What a boot on this host can enforce; raises AgentVMError where that is too little.
+
+    QEMU's own network and vz both show the guest the host's loopback as its gateway.
+    """
+    mode, lack = wanted(chosen), _lack(chosen)
+    if not lack or mode == "open" or (mode == "offline" and lack in {_NO_PASST, _OLD_QEMU}):
+        return Plan(mode)
+    if mode == "offline":
+        raise AgentVMError(f"the network cannot be {mode}: {lack}", "use vm_type qemu, or Linux")
+    return Plan("open", f"the VM can reach services of this machine's loopback: {lack}")
+
+
+def _lack(chosen: Settings) -> str:
+    if chosen.vm.vm_type == "vz" or host.is_macos():
+        return "that can be kept from it under QEMU on Linux only"
+    if not host.which("passt"):
+        return _NO_PASST
+    version = host.qemu_version()
+    return _OLD_QEMU if version and version < host.QEMU_WITH_PASST else ""
+
+
+def qemu(instance: Instance, mode: str) -> Path:
+    """Write the program that Lima takes for QEMU; its path. The account that runs it reads it."""
+    from . import render
+
+    program = f"qemu-system-{host.arch()}"
+    real = shutil.which(program)
+    if not real:
+        raise AgentVMError(f"{program} is not installed", "run `agent-vm setup`")
+    path = instance.dir / "agent-vm-qemu"
+    passt = host.which("passt") or ""
+    path.write_text(render.qemu(mode=mode, qemu=real, passt=passt, folder=instance.dir), "utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def note(name: str, mode: str) -> None:
+    """Keep what the boot that begins will have."""
+    state.write(state.folder(name) / "network", mode)
+
+
+def in_force(name: str) -> str:
+    """The mode of the VM's last boot; an older version's was open."""
+    noted = _read(name, "network")
+    return noted if noted in NETWORKS else "open"
+
+
+def refuse_looser(chosen: Settings) -> None:
+    """Raise AgentVMError where the running VM may reach more than somebody asked for.
+
+    That the host cannot enforce the default is only told, at each start.
+    """
+    has, asked = in_force(chosen.vm.name), wanted(chosen)
+    if asked not in {has, "internet"} and settings.tighter(has, asked) == asked:
+        raise AgentVMError(
+            f"the VM's network is {has}, but {asked} is asked for", "`agent-vm restart` brings that"
+        )
+
+
+def _read(name: str, file: str) -> str:
+    try:
+        return (state.folder(name) / file).read_text("utf-8").strip()
+    except (OSError, ValueError):
+        return ""

@@ -1,0 +1,198 @@
+"""What the VM may reach: the modes, and the wrapper between Lima and QEMU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from agent_vm_tasks import host, network, render, settings
+from agent_vm_tasks.errors import AgentVMError
+
+from .conftest import VM
+from .programs import calls, script
+
+NETDEV = "user,id=net0,net=192.168.5.0/24,dhcpstart=192.168.5.15,hostfwd=tcp:127.0.0.1:60022-:22"
+ASKED = ["-m", "8192", "-netdev", NETDEV, "-device", "virtio-net-pci,netdev=net0,mac=52:55:55:1",
+         "-drive", "file=/a b/disk"]  # fmt: skip
+
+
+@pytest.fixture
+def wrapped(tmp_path: Path) -> Path:
+    """A folder with a QEMU and a passt that record how they are called."""
+    script(
+        tmp_path, "qemu", 'printf "%s\\n" "$@" > "$(dirname "$0")/words"; exec sleep "${RUNS:-0}"'
+    )
+    script(tmp_path, "passt", 'sleep 60 > /dev/null 2>&1 & echo $! > "$(dirname "$0")/passt.pid"')
+    return tmp_path
+
+
+def run(folder: Path, mode: str, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """What the wrapper does when Lima starts it so."""
+    path = folder / "wrapper"
+    text = render.qemu(
+        mode=mode, qemu=str(folder / "qemu"), passt=str(folder / "passt"), folder=folder
+    )
+    path.write_text(text)
+    return subprocess.run(["sh", str(path), *argv], env={**os.environ, **env}, text=True,
+                          capture_output=True, check=False)  # fmt: skip
+
+
+def words(folder: Path) -> list[str]:
+    return (folder / "words").read_text().splitlines()
+
+
+def test_offline_leaves_nothing_but_the_way_in(wrapped: Path) -> None:
+    assert run(wrapped, "offline", *ASKED).returncode == 0
+    assert words(wrapped) == [word + ",restrict=on" * (word == NETDEV) for word in ASKED]
+    assert [call.split()[0] for call in calls(wrapped)] == ["qemu"]
+
+
+def test_internet_goes_by_passt_without_the_way_to_the_hosts_loopback(wrapped: Path) -> None:
+    assert run(wrapped, "internet", *ASKED, RUNS="1").returncode == 0
+    joined = f"stream,id=net0,server=off,addr.type=unix,addr.path={wrapped}/passt.sock"
+    assert words(wrapped) == [joined if word == NETDEV else word for word in ASKED]
+    passt = calls(wrapped)[0].split()
+    assert passt[0] == "passt"
+    assert {"--no-map-gw", "--ipv4-only", "--one-off"} < set(passt)
+    assert passt[passt.index("--tcp-ports") + 1] == "127.0.0.1/60022:22"
+    assert passt[passt.index("--udp-ports") + 1] == "none"
+
+
+@pytest.mark.parametrize("mode", ["offline", "internet"])
+@pytest.mark.parametrize("asked", [["-M", "none", "-accel", "help"], ["--version"]])
+def test_what_lima_asks_of_qemu_itself_is_passed_on(
+    wrapped: Path, mode: str, asked: list[str]
+) -> None:
+    assert run(wrapped, mode, *asked).returncode == 0
+    assert words(wrapped) == asked
+    assert len(calls(wrapped)) == 1
+
+
+@pytest.mark.parametrize("mode", ["offline", "internet"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        [],
+        ["-netdev", "user,id=net0"],
+        ["-netdev", NETDEV.replace("192.168.5.0/24", "10.0.0.0/8")],
+        [*ASKED, "-netdev", "user,id=net1"],
+        [*ASKED, "-nic", "tap,id=net1"],
+    ],
+    ids=["none", "plain", "other", "second", "tap"],
+)
+def test_a_network_that_is_not_known_is_refused(wrapped: Path, mode: str, other: list[str]) -> None:
+    assert run(wrapped, mode, *other).returncode == 1
+    assert not (wrapped / "words").exists()
+
+
+def test_passt_does_not_outlive_a_qemu_that_failed(wrapped: Path) -> None:
+    run(wrapped, "internet", *ASKED)
+    passt = int((wrapped / "passt.pid").read_text())
+    end = time.monotonic() + 15
+    while alive(passt):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+# Modes
+
+
+@pytest.fixture
+def here(repository: Path, home: Path) -> Path:
+    (home / ".config" / "agent-vm").mkdir(parents=True)
+    return repository
+
+
+def asked(here: Path, ours: str, repositorys: str) -> str:
+    files = {
+        Path.home() / ".config/agent-vm/config.toml": ours,
+        here / "agent-vm.toml": repositorys,
+    }
+    for path, mode in files.items():
+        path.write_text(f'[network]\nmode = "{mode}"\n' if mode else "")
+    return network.wanted(settings.load(here))
+
+
+@pytest.mark.parametrize(
+    ("ours", "repositorys", "counts"),
+    [
+        ("", "", "internet"),
+        ("open", "", "open"),
+        ("", "open", "internet"),
+        ("", "offline", "offline"),
+        ("open", "internet", "internet"),
+        ("offline", "open", "offline"),
+    ],
+)
+def test_a_repository_only_tightens(here: Path, ours: str, repositorys: str, counts: str) -> None:
+    assert asked(here, ours, repositorys) == counts
+
+
+@pytest.mark.parametrize(
+    ("ours", "repositorys", "told", "counts"),
+    [
+        ("", "", "open", "open"),
+        ("offline", "", "internet", "internet"),
+        ("", "offline", "open", "offline"),
+        ("open", "internet", "offline", "offline"),
+    ],
+)
+def test_what_was_told_goes_before_the_users_file_and_not_before_the_repositorys(
+    here: Path, ours: str, repositorys: str, told: str, counts: str
+) -> None:
+    network.choose(VM, told)
+    assert asked(here, ours, repositorys) == counts
+
+
+@pytest.mark.parametrize(
+    ("mode", "macos", "passt", "planned", "warns"),
+    [
+        ("internet", False, True, "internet", False),
+        ("internet", False, False, "open", True),
+        ("internet", True, False, "open", True),
+        ("open", False, False, "open", False),
+        ("offline", False, False, "offline", False),
+        ("offline", True, False, "", False),
+    ],
+)
+def test_what_a_host_cannot_enforce_is_told_or_refused(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    mode: str,
+    macos: bool,
+    passt: bool,
+    planned: str,
+    warns: bool,
+) -> None:
+    asked(here, mode, "")
+    monkeypatch.setattr(host, "is_macos", lambda: macos)
+    monkeypatch.setattr(host, "which", lambda name: name if passt else None)
+    if not planned:
+        with pytest.raises(AgentVMError, match="cannot be offline"):
+            network.plan(settings.load(here))
+        return
+    plan = network.plan(settings.load(here))
+    assert (plan.mode, bool(plan.warning)) == (planned, warns)
+
+
+@pytest.mark.parametrize(("qemu", "planned"), [((7, 1, 0), "open"), ((7, 2, 0), "internet")])
+def test_an_old_qemu_cannot_be_joined_to_passt(
+    here: Path, monkeypatch: pytest.MonkeyPatch, qemu: tuple[int, int, int], planned: str
+) -> None:
+    monkeypatch.setattr(host, "which", lambda name: name)
+    monkeypatch.setattr(host, "qemu_version", lambda: qemu)
+    plan = network.plan(settings.load(here))
+    assert (plan.mode, "older than 7.2" in plan.warning) == (planned, planned == "open")

@@ -1,0 +1,44 @@
+"""network: what the VM may reach, and who is kept out until it does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent_vm_tasks import vm
+from tests.conftest import VM
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Limactl
+
+    from .conftest import Command
+
+
+def test_a_running_vm_that_may_reach_more_is_not_entered(
+    repository: Path, limactl: Limactl, agent_vm: Command
+) -> None:
+    (repository / "agent-vm.toml").write_text(
+        "[mount]\nenabled = false\n[provision]\nenabled = false\n"
+    )
+    agent_vm("start")
+    assert agent_vm("connect", "--command", "true").status == 0
+    assert agent_vm("network", "offline").out == (
+        "Network: internet: the internet, not the services of this machine's loopback\n"
+        "Wanted: offline: nothing but agent-vm's own connection; `agent-vm restart` brings that\n"
+    )
+    for verb in (["connect", "--command", "true"], ["push", "fix"], ["start"]):
+        said = agent_vm(*verb)
+        assert said.status == 1
+        assert said.error.endswith(
+            "the VM's network is internet, but offline is asked for; `agent-vm restart` brings that"
+        )
+    agent_vm("restart")
+    assert agent_vm("connect", "--command", "true").status == 0
+    assert "Network: offline: nothing but" in agent_vm("status").out
+    assert ",restrict=on" in (vm.require_exists(VM).dir / "agent-vm-qemu").read_text()
+
+
+def test_an_unknown_mode_is_a_usage_error(home: Path, agent_vm: Command) -> None:
+    assert agent_vm("network", "closed").status == 2
+    assert not (home / ".agent-vm").exists()
