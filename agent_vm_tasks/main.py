@@ -29,9 +29,12 @@ FLAGS = {
     **dict.fromkeys(("connect", "push", "fetch", "clean"), BRANCH),
     "undo": ("--workspace", "-w"),
     "network": ("--mode", "-m"),
+    "trust": ("--repository", "-r"),
 }
 """What the bare word behind a verb stands for."""
-TAKES_VALUE = {*BRANCH, *FLAGS["undo"], *FLAGS["network"], "--command", "-c"}
+TAKES_VALUE = {
+    *BRANCH, *FLAGS["undo"], *FLAGS["network"], *FLAGS["trust"], "--command", "-c",
+}  # fmt: skip
 
 
 class AgentVM(Program):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from . import guest, host, process, state
 from .errors import AgentVMError
+from .settings import in_mount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,7 +156,7 @@ def unmount(settings: Settings, *, force: bool = False) -> bool:
 
 def refuse_inside(settings: Settings, folder: Path) -> None:
     """Raise AgentVMError when `folder` lies in the mount: git of the host must not run there."""
-    if folder.is_relative_to(point(settings)):
+    if in_mount(settings, folder):
         raise AgentVMError(
             f"{folder} belongs to the VM", "run agent-vm in your own repository on this machine"
         )

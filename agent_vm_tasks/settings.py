@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from . import checks, state, toml_file
+from . import checks, state, toml_file, trust
 from .checks import GIB
 from .errors import AgentVMError, UsageError
 
@@ -182,8 +182,9 @@ MAPPINGS = ("env.set", "secrets.files")
 ADDED = ("packages.apt", "packages.npm", "packages.python")
 """Lists to which each file adds."""
 
-USER_ONLY: Mapping[str, tuple[object, ...]] = {
+LOOSENING: Mapping[str, tuple[object, ...]] = {
     "vm.image": ("auto", "cloud", "build"),
+    "vm.accel": ("auto", "kvm"),
     "vm.ca_certs": ("auto", ()),
     "network.ports": (),
     "packages.debian_mirror": (),
@@ -191,27 +192,43 @@ USER_ONLY: Mapping[str, tuple[object, ...]] = {
     "packages.python_index": (),
     "packages.go_proxy": (),
     "packages.lima_releases": (),
+    "provision.script": (),
     "home.path": (),
     "env.pass": (),
     "env.set": (),
     "secrets.files": (),
+    "mount.enabled": (False,),
     "mount.path": (),
     "workspace.include": (),
-    "workspace.keep_days": (14,),
+    "workspace.keep_days": (),
 }
-"""Keys that count only in the user's own file, with the values a repository's may still have.
+"""Keys with which the VM gets more of the host, or is walled off less, and the values that do not.
 
-An agent can change the repository's file: it may not give the VM more of the host.
+An agent can change the repository's file: there they wait for the user's approval.
 """
 
 
 def load(cwd: Path | None = None) -> Settings:
-    """Read what is in force in `cwd`: the repository's file over the user's over the defaults."""
-    settings = _with_file(Settings(), user_file(), trusted=True)
-    where = here(cwd)
-    if _inside(where, settings.mount.path):  # what lies there is the guest's
-        return settings
-    return _with_file(settings, repository_file(where), trusted=False)
+    """Read what is in force in `cwd`: the repository's file over the user's over the defaults.
+
+    Raises UsageError for what the repository's file loosens and nobody has approved.
+    """
+    settings, loosened = requested(cwd)
+    if loosened:
+        trust.require(loosened)
+    return settings
+
+
+def requested(cwd: Path | None = None) -> tuple[Settings, trust.Loosened | None]:
+    """Like `load`, before anything is approved: with what the repository's file loosens."""
+    mine, where = _with_file(Settings(), user_file(), trusted=True), here(cwd)
+    if in_mount(mine, where):  # what lies there is the guest's
+        return mine, None
+    path = repository_file(where)
+    settings = _with_file(mine, path, trusted=False)
+    values = plain(settings)
+    loosened = {key: values[key] for key in LOOSENING if _loosens(mine, settings, key)}
+    return settings, trust.loosened(path, loosened) if path and loosened else None
 
 
 def with_vm(
@@ -269,13 +286,23 @@ def here(cwd: Path | None = None) -> Path:
 
 
 def repository_file(here: Path) -> Path | None:
-    """Find the nearest agent-vm.toml from `here` up to the repository's top, else only in `here`.
+    """Find the nearest agent-vm.toml in `folders`."""
+    return next((f / FILE_NAME for f in folders(here) if _present(f / FILE_NAME)), None)
+
+
+def folders(here: Path) -> list[Path]:
+    """`here` and what is above it up to the repository's top, else only `here`.
 
     A worktree's or a submodule's top has a file named .git instead of a folder.
     """
-    folders = [here, *here.parents]
-    reach = next((n for n, folder in enumerate(folders, 1) if _present(folder / ".git")), 1)
-    return next((f / FILE_NAME for f in folders[:reach] if _present(f / FILE_NAME)), None)
+    above = [here, *here.parents]
+    reach = next((n for n, folder in enumerate(above, 1) if _present(folder / ".git")), 1)
+    return above[:reach]
+
+
+def in_mount(settings: Settings, here: Path) -> bool:
+    """Tell whether `here` lies in the mount, or in that of any approved repository."""
+    return any(_inside(here, path) for path in (settings.mount.path, *trust.mounts()))
 
 
 def _home(path: Path) -> Path:
@@ -305,7 +332,6 @@ def _with_file(settings: Settings, path: Path | None, *, trusted: bool) -> Setti
     file = toml_file.label(path)
     values = dict(_entries(file, toml_file.read(path)))
     if not trusted:
-        _refuse_user_only(file, values)
         values = _tightened(settings, values)
     return _with_values(settings, _added(settings, values), file)
 
@@ -350,15 +376,14 @@ def _added(settings: Settings, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _refuse_user_only(file: str, values: Mapping[str, Any]) -> None:
-    mine, home = user_file(), state.home()
-    shown = f"~/{mine.relative_to(home)}" if mine.is_relative_to(home) else mine
-    for key, value in values.items():
-        if key in USER_ONLY and value not in USER_ONLY[key]:
-            raise UsageError(
-                f"{file}: {key} only counts in {shown}",
-                "move it there: an agent can change the repository's file",
-            )
+def _loosens(mine: Settings, settings: Settings, key: str) -> bool:
+    """Tell whether the repository's file opens more by `key` than the user's own settings do."""
+    if settings.sources[key] == mine.sources[key]:
+        return False
+    before, given = value(mine, key), value(settings, key)
+    fewer = isinstance(given, tuple) and isinstance(before, tuple) and set(given) <= set(before)
+    same = given == before and key != "provision.script"  # which is a file of another folder
+    return not same and not fewer and given not in LOOSENING[key]
 
 
 def _entries(file: str, document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

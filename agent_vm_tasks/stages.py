@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import tarfile
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import data, host, lima_archive, render
+from . import data, host, lima_archive, render, trust
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -152,15 +151,8 @@ def own_home_files(settings: Settings) -> Files:
 
 def repository_script(settings: Settings) -> bytes:
     """The script of [provision], from the folder of the file that names it; raises AgentVMError."""
-    folder = Path(settings.sources["provision.script"]).parent
-    path = folder / settings.provision.script
-    try:
-        inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-        if not inside or not path.is_file():
-            raise AgentVMError(f"provision.script: {path} is not a file of {folder}")
-        return path.read_bytes()
-    except OSError as error:
-        raise AgentVMError(f"provision.script: {path} cannot be read: {error.strerror}") from None
+    file = Path(settings.sources["provision.script"])
+    return trust.script(file.parent, settings.provision.script)
 
 
 def tar(files: Files) -> bytes:

@@ -43,7 +43,7 @@ many() { printf "$1%.0s" $(seq "$2"); }
 """
 
 GIT_RULE = "is not a branch name: git does not allow it"
-ONLY_MINE = "only counts in ~/.config/agent-vm/config.toml"
+NOT_APPROVED = "not approved by you; `agent-vm trust` shows and approves"
 NO_VALUE = "needed value and was not given one!"
 
 SETTINGS = [
@@ -76,7 +76,7 @@ SETTINGS = [
     (r"""mine '[env]\npass = ["LD_PRELOAD"]'""", "start", 2,
      "env.pass: LD_PRELOAD would change how shells in the VM work"),
     (rf"""ours '[env]\npass = ["TOKEN"]'; export TOKEN={CANARY}""", "push fix", 2,
-     f"<home>/src/app/agent-vm.toml: env.pass {ONLY_MINE}"),
+     f"<home>/src/app/agent-vm.toml: env.pass: {NOT_APPROVED}"),
     (r"""mine '[secrets]\nfiles = {env = "~/x"}'""", "connect", 2,
      "secrets.files.env: agent-vm has a file of that name itself"),
     (r"""mine '[secrets]\nfiles = {npmrc = "~/gone"}'""", "connect fix", 1,
@@ -173,6 +173,16 @@ FLAGS = [
     ("", "logs --lines $(printf %05000d 9)", 2, "to 1000000, not '0000"),
     ("", "ssh-config --name x", 2, "No idea what '--name' is!"),
     ("", "setup --yes", 2, "No idea what '--yes' is!"),
+    ("", "trust --revoke --list", 2, "--revoke lists nothing; leave out --list and --json"),
+    ("", "trust --revoke", 1, "nothing is approved for <home>/src/app; `agent-vm trust --list`"),
+    ("", "trust ../gone", 2, "there is no folder <home>/src/gone"),
+    ("", "trust --repository", 2, NO_VALUE),
+    ("mkdir -p ~/.agent-vm-mounts/workspace/x; cd ~/.a*/w*/x", "trust --force", 1,
+     "<home>/.agent-vm-mounts/workspace/x belongs to the VM"),
+    (r"""ours '[provision]\nscript = "gone.sh"'""", "trust --force", 1,
+     "provision.script: <home>/src/app/gone.sh is not a file of <home>/src/app"),
+    ("mkdir -p -m 700 ~/.agent-vm/.trust; echo '[1' > ~/.agent-vm/.trust/trusted.json", "status", 1,
+     "<home>/.agent-vm/.trust/trusted.json is damaged; remove it, and approve again"),
     ("", "doctor --fixx", 2, "No idea what '--fixx' is!"),
     ("", "config-show vm.cpus", 2, "No idea what 'vm.cpus' is!"),
     ("", "init --force", 2, "No idea what '--force' is!"),
@@ -194,7 +204,7 @@ ENVIRONMENT = [
     ("export HOME=/nonexistent/home", "connect fix", 2, f"{NO_HOME}'/nonexistent/home'; set HOME"),
     ("export HOME=$PWD/README", "undo", 2, "Not a directory: '<home>/src/app/README/.invoke.yaml'"),
     (r"ours '[network]\nports = [8080]'; export XDG_CONFIG_HOME=~/.config; unset HOME", "status", 2,
-     "network.ports only counts in <home>/.config/agent-vm/config.toml"),
+     f"network.ports: {NOT_APPROVED}"),
     (r"mine 'x = 1'; export XDG_CONFIG_HOME=relative", "status", 2, "config.toml: unknown key 'x'"),
     ("export LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0", "connect ü", 2,
      r"'\udcc3\udcbc' is not a branch name: it holds control or formatting characters"),

@@ -459,26 +459,22 @@ LOOSER = [
     ("env.pass", '["GH_TOKEN"]'),
     ("env.set", '{A = "b"}'),
     ("secrets.files", '{x = "~/x"}'),
+    ("vm.accel", '"tcg"'),
+    ("workspace.keep_days", "15"),
 ]
 
 
 @pytest.mark.parametrize(("path", "text"), LOOSER)
-def test_a_repository_cannot_open_the_host(
-    home: Path, repo: Path, path: str, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_repository_cannot_open_the_host(repo: Path, path: str, text: str) -> None:
     table, key = path.split(".")
     file = write_repo(repo, f"[{table}]\n{key} = {text}\n")
     with pytest.raises(UsageError) as caught:
         settings.load(repo)
     assert str(caught.value) == (
-        f"{file}: {path} only counts in ~/.config/agent-vm/config.toml; "
-        "move it there: an agent can change the repository's file"
+        f"{file}: {path}: not approved by you; "
+        "`agent-vm trust` shows and approves what an agent could have changed"
     )
     assert caught.value.status == 2
-    monkeypatch.setenv("XDG_CONFIG_HOME", f"/data{home}")
-    elsewhere = re.escape(f"only counts in /data{home}/agent-vm/config.toml")
-    with pytest.raises(UsageError, match=elsewhere):
-        settings.load(repo)
 
 
 @pytest.mark.parametrize(("path", "text"), LOOSER)
@@ -492,14 +488,48 @@ def test_the_user_can(home: Path, repo: Path, path: str, text: str) -> None:
 def test_no_other_place_of_the_file_is_trusted(home: Path, repo: Path, folder: str) -> None:
     (home / folder).mkdir(parents=True)
     write_repo(home / folder, "[network]\nports = [8080]\n")
-    with pytest.raises(UsageError, match=r"network\.ports only counts in"):
+    with pytest.raises(UsageError, match=r"network\.ports: not approved"):
         settings.load(home / folder)
+
+
+@pytest.mark.parametrize(
+    ("table", "mine", "fewer", "other"),
+    [  # in the user's file, in the repository's, and there as well but not approved
+        ("network", "ports = [8080, 8081]", "ports = [8081]", "ports = [8081, 8082]"),
+        ("env", 'pass = ["A", "B"]', "pass = []", 'pass = ["C"]'),
+        ("env", 'set = {A = "1", B = "2"}', 'set = {B = "2"}', 'set = {B = "3"}'),
+        ("mount", 'path = "~/x"', 'path = "~/x"', 'path = "~/y"'),
+        ("mount", "enabled = false", "enabled = false", "enabled = true"),
+        ("workspace", "keep_days = 99", "keep_days = 99", "keep_days = 14"),
+    ],
+)
+def test_what_loosens_is_more_than_the_user_has(
+    home: Path, table: str, mine: str, fewer: str, other: str
+) -> None:
+    (repo := home / "repo").mkdir()
+    write_user(home, f"[{table}]\n{mine}\n")
+    write_repo(repo, f"[{table}]\n{fewer}\n")
+    found = settings.load(repo)
+    assert str(repo / "agent-vm.toml") in found.sources.values()
+    write_repo(repo, f"[{table}]\n{other}\n")
+    with pytest.raises(UsageError, match="not approved"):
+        settings.load(repo)
+
+
+def test_the_users_script_is_not_the_repositorys_of_the_same_name(home: Path, repo: Path) -> None:
+    mine = write_user(home, '[provision]\nscript = "vm.sh"\n')
+    for folder in (mine.parent, repo):
+        (folder / "vm.sh").write_text("true\n")
+    assert settings.load(repo).sources["provision.script"] == str(mine)
+    write_repo(repo, '[provision]\nscript = "vm.sh"\n')
+    with pytest.raises(UsageError, match=r"provision\.script: not approved"):
+        settings.load(repo)
 
 
 def test_a_repository_may_set_the_rest(repo: Path) -> None:
     allowed = {
         "vm": {
-            "name": "x", "cpus": 1, "memory": 1, "disk": 4, "accel": "tcg", "vm_type": "qemu",
+            "name": "x", "cpus": 1, "memory": 1, "disk": 4, "accel": "kvm", "vm_type": "qemu",
             "image": "build", "ca_certs": [],
         },
         "packages": {"apt": ["git"], "npm": ["x"], "python": ["y"]},
@@ -508,7 +538,7 @@ def test_a_repository_may_set_the_rest(repo: Path) -> None:
     }  # fmt: skip
     write_repo(repo, tomli_w.dumps(allowed))
     found = settings.load(repo)
-    assert found.vm == settings.Vm("x", 1, 1024, 4096, "build", "qemu", "tcg", ())
+    assert found.vm == settings.Vm("x", 1, 1024, 4096, "build", "qemu", "kvm", ())
     assert not found.mount.enabled
     write_repo(repo, '[vm]\nca_certs = "auto"\nimage = "auto"\n')
     assert settings.load(repo).vm.ca_certs == "auto"

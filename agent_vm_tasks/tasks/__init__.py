@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from invoke.collection import Collection
 
-from . import config, credentials, lifecycle, maintenance, network, setup, undo, work
+from . import config, credentials, lifecycle, maintenance, network, setup, trust, undo, work
 
 ns = Collection(
     lifecycle.start,
@@ -34,4 +34,5 @@ ns = Collection(
     setup.doctor,
     config.config_show,
     config.init,
+    trust.trust,
 )

@@ -58,11 +58,16 @@ def confirm(doing: str, losses: list[str]) -> None:
     """Ask on a terminal before something is deleted; elsewhere refuse and name the flag."""
     for loss in losses:
         warn(f"would be lost: {loss}")
+    if not agreed(doing):
+        raise AgentVMError("nothing was deleted")
+
+
+def agreed(doing: str) -> bool:
+    """Ask on a terminal; elsewhere refuse and name the flag."""
     if not sys.stdin.isatty() or not sys.stderr.isatty():
         raise AgentVMError(f"will not {doing} without being asked to", "add --force")
     print(one_line(f"agent-vm: {doing}? [y/N] "), end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-        raise AgentVMError("nothing was deleted")
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
 def _exit(message: str, status: int) -> Exit:

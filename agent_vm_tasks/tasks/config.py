@@ -17,8 +17,8 @@ from ._edge import guarded
 HEADER = """\
 # Settings of agent-vm for this repository; `agent-vm config-show` tells what is in force.
 # Sizes are whole GiB (8) or text ("8GiB", "512MiB"). The packages are added to the built-in ones.
-# What opens the host to the VM (ports, the mount's path, files to copy) only counts in
-# ~/.config/agent-vm/config.toml: an agent can change this file.
+# What opens the host to the VM (ports, the mount's path, files to copy) waits for `agent-vm trust`,
+# as an agent can change this file; in ~/.config/agent-vm/config.toml it counts at once.
 
 # Left to each developer's own file: set here they win over it, and more than a machine has is an
 # error there.

@@ -166,7 +166,7 @@ def test_a_repository_cannot_have_more_handed_over(
     ):
         (repository / "agent-vm.toml").write_text(f"{line}\n")
         connect("--", "touch", "ran")
-        assert "only counts in ~/.config/agent-vm/config.toml" in capfd.readouterr().err
+        assert "not approved by you" in capfd.readouterr().err
     assert not (vm.home / "ran").exists()
     assert not (vm.home / ".secrets").exists()
 
