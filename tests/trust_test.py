@@ -119,7 +119,7 @@ def test_a_script_is_pinned_by_its_bytes(repository: Path, content: bytes) -> No
     refused(repository)
     approve(repository)
     assert settings.load(repository).provision.script == "vm.sh"
-    for other in (content + b"\n", content[:-1], b"\\xff\\xfe\\x00"):
+    for other in (content + b"\n", content[:-1], b"\\xff\\xfe\0"):
         (repository / "vm.sh").write_bytes(other)
         assert refused(repository) == f"{file}: provision.script: not approved by you"
 
@@ -168,6 +168,7 @@ def test_what_was_approved_elsewhere_stays(home: Path, repository: Path) -> None
     for folder in (repository, home / "other"):
         write(folder, PORTS)
         approve(folder)
+    assert settings.load(repository).network.ports == (8080,)
     revoke(repository)
     assert settings.load(home / "other").network.ports == (8080,)
 

@@ -140,10 +140,11 @@ def test_the_list(file: Path, repository: Path, agent_vm: Command) -> None:
 def test_revoke_from_here_and_by_name(
     file: Path, repository: Path, home: Path, agent_vm: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (repository / "sub").mkdir()
     for words in (["trust", "--revoke"], ["trust", "--revoke", str(repository)]):
         monkeypatch.chdir(repository)
         assert agent_vm("trust", "--force").status == 0
-        monkeypatch.chdir(home if len(words) == 3 else repository)
+        monkeypatch.chdir(home if len(words) == 3 else repository / "sub")
         assert agent_vm(*words).out == f"Revoked what was approved for {repository}.\n"
         monkeypatch.chdir(repository)
         assert agent_vm("config-show").status == 2
