@@ -80,8 +80,9 @@ def parameters(verb: str) -> set[str]:
     return set(inspect.signature(ns[verb].body).parameters)
 
 
-def test_the_shorthand_is_for_just_those_verbs_that_take_a_branch_or_a_workspace() -> None:
-    takes = {verb for verb in TASKS if parameters(verb) & {"branch", "workspace"}}
+def test_the_shorthand_is_for_just_those_verbs_that_take_one_thing() -> None:
+    things = {"branch", "workspace", "mode", "repository"}
+    takes = {verb for verb in TASKS if parameters(verb) & things}
     assert takes == main.FLAGS.keys()
 
 
