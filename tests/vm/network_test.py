@@ -64,11 +64,11 @@ def services() -> Iterator[Services]:
         yield made
 
 
-def test_the_hosts_loopback_is_out_of_reach_and_names_work(vm: User, services: Services) -> None:
-    assert "Network: internet" in vm.agent_vm("status")
-    assert services.tried(vm) == ""
-    assert services.heard() == b""
-    assert inside(vm, NAMES) == "found\n"
+def test_open_is_what_the_attack_needs(vm: User, services: Services) -> None:
+    vm.agent_vm("network", "open")
+    vm.agent_vm("restart")
+    assert services.tried(vm).startswith("SECRET")
+    assert services.heard().startswith(b"from-192.168.5.2")
 
 
 def test_offline_reaches_nothing_and_work_goes_on(vm: User, services: Services) -> None:
@@ -82,14 +82,13 @@ def test_offline_reaches_nothing_and_work_goes_on(vm: User, services: Services) 
     assert works(vm, top)
 
 
-def test_open_is_what_the_attack_needs(vm: User, services: Services) -> None:
-    vm.agent_vm("network", "open")
-    vm.agent_vm("restart")
-    assert services.tried(vm).startswith("SECRET")
-    assert services.heard().startswith(b"from-192.168.5.2")
+def test_the_hosts_loopback_is_out_of_reach_and_names_work(vm: User, services: Services) -> None:
     vm.agent_vm("network", "internet")
     vm.agent_vm("restart")
+    assert "Network: internet" in vm.agent_vm("status")
     assert services.tried(vm) == ""
+    assert services.heard() == b""
+    assert inside(vm, NAMES) == "found\n"
 
 
 def works(vm: User, top: Path) -> bool:

@@ -29,11 +29,22 @@ HOST = "192.168.5.2"
 
 @pytest.fixture(scope="module")
 def project(vm: User) -> Path:
+    """A repository, and a VM that reaches the mirrors on this machine's loopback."""
+    vm.agent_vm("network", "open")
+    vm.agent_vm("restart")
     return vm.repository("provisioned")
 
 
 def wanting(project: Path, text: str) -> None:
     (project / "agent-vm.toml").write_text(text)
+
+
+def running(vm: User, project: Path, script: str) -> None:
+    """Have the project bring a script, which the person approves."""
+    (project / "vm.sh").write_text(script)
+    wanting(project, '[provision]\nscript = "vm.sh"\n')
+    assert "`agent-vm trust` shows" in vm.fails("provision", cwd=project)
+    vm.agent_vm("trust", "--force", cwd=project)
 
 
 @contextlib.contextmanager
@@ -155,11 +166,10 @@ def test_without_a_network_the_stage_is_named_and_nothing_hangs(vm: User, projec
 def test_the_repositorys_script_runs_once_as_the_user_and_its_status_is_told(
     vm: User, project: Path
 ) -> None:
-    (project / "vm.sh").write_text("id -un >> ran; pwd >> ran; exit 7\n")
-    wanting(project, '[provision]\nscript = "vm.sh"\n')
+    running(vm, project, "id -un >> ran; pwd >> ran; exit 7\n")
     said = vm.fails("provision", cwd=project)
     assert "the script ended with exit status 7; its log is /var/log/agent-vm/script-" in said
-    (project / "vm.sh").write_text("id -un >> ran; pwd >> ran; env > with\n")
+    running(vm, project, "id -un >> ran; pwd >> ran; env > with\n")
     assert inside(vm, "cat ~/ran", project) == "agent\n/home/agent\n" * 2
     assert inside(vm, "cat ~/ran", project) == "agent\n/home/agent\n" * 2
     assert "SSH" not in inside(vm, "cat ~/with")
@@ -197,8 +207,7 @@ def test_a_full_disk_is_an_error_and_room_is_enough_to_go_on(vm: User, project: 
 
 
 def test_ctrl_c_ends_it_and_the_next_run_goes_on(vm: User, project: Path) -> None:
-    (project / "vm.sh").write_text("sleep 15; touch ~/through\n")
-    wanting(project, '[provision]\nscript = "vm.sh"\n')
+    running(vm, project, "sleep 15; touch ~/through\n")
     with provisioning(vm, project) as child:
         child.send_signal(signal.SIGINT)
         assert child.wait(timeout=30) == INTERRUPTED
@@ -207,7 +216,7 @@ def test_ctrl_c_ends_it_and_the_next_run_goes_on(vm: User, project: Path) -> Non
 
 
 def test_a_vm_that_is_killed_meanwhile_goes_on_at_the_next_start(vm: User, project: Path) -> None:
-    (project / "vm.sh").write_text("test -e ~/again || { touch ~/again; sync; sleep 600; }\n")
+    running(vm, project, "test -e ~/again || { touch ~/again; sync; sleep 600; }\n")
     with provisioning(vm, project) as child:
         while "again" not in inside(vm, "ls ~/again || true"):
             time.sleep(0.5)
