@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from invoke.collection import Collection
 
-from . import config, credentials, lifecycle, maintenance, network, setup, trust, undo, work
+from . import (
+    audit,
+    config,
+    credentials,
+    lifecycle,
+    maintenance,
+    network,
+    setup,
+    trust,
+    undo,
+    work,
+)
 
 ns = Collection(
     lifecycle.start,
@@ -32,6 +43,7 @@ ns = Collection(
     maintenance.ssh_config,
     setup.setup,
     setup.doctor,
+    audit.audit,
     config.config_show,
     config.init,
     trust.trust,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 from typing import TYPE_CHECKING
@@ -89,6 +90,16 @@ def test_the_hosts_loopback_is_out_of_reach_and_names_work(vm: User, services: S
     assert services.tried(vm) == ""
     assert services.heard() == b""
     assert inside(vm, NAMES) == "found\n"
+
+
+def test_an_audit_of_a_real_vm_makes_every_attack_and_all_fail(vm: User) -> None:
+    with_key = vm.having(ANTHROPIC_API_KEY="sk-canary-0123456789")
+    with_key.agent_vm("secrets")
+    found = json.loads(with_key.agent_vm("audit", "--json"))
+    assert {each["promise"]: each["held"] for each in found["findings"]} == dict.fromkeys(
+        ("mounts", "git", "links", "identity", "impostor", "keys", "ports", "network"), True
+    )
+    vm.agent_vm("secrets", "--clear")
 
 
 def works(vm: User, top: Path) -> bool:

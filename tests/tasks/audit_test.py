@@ -1,0 +1,67 @@
+"""audit: what is printed, and the exit status."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent_vm_tasks import audit
+from agent_vm_tasks.audit import Attack, NotTriedError, Scene
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import Guest, Limactl
+
+    from .conftest import Command
+
+
+def cannot(_scene: Scene) -> str:
+    raise NotTriedError("there is none")
+
+
+@pytest.fixture
+def attacked(
+    limactl: Limactl, guest: Guest, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A running VM on which three attacks are made, that end in three ways."""
+    limactl.adopt(guest)
+    attacks = [
+        Attack("keeps", "a good lock", lambda _: "", "nothing"),
+        Attack("leaks", "a bad lock", lambda _: "open\x1b[2J", "lock it"),
+        Attack("lacks", "no lock", cannot, "nothing"),
+    ]
+    monkeypatch.setattr(audit, "ATTACKS", attacks)
+
+
+def test_each_promise_has_a_line_and_what_is_broken_fails(
+    attacked: None, agent_vm: Command
+) -> None:
+    said = agent_vm("audit")
+    assert said.status == 1
+    assert said.out == (
+        "held       keeps      a good lock\n"
+        "BROKEN     leaks      a bad lock\n"
+        "                      open\\x1b[2J; lock it\n"
+        "not tried  lacks      no lock\n"
+        "                      there is none\n"
+    )
+    assert said.error.endswith("the isolation does not hold: leaks; do what is said")
+
+
+def test_what_was_not_tried_is_no_fault_and_does_not_count_as_held(
+    attacked: None, agent_vm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "ATTACKS", [audit.ATTACKS[0], audit.ATTACKS[2]])
+    said = agent_vm("audit", "--json")
+    found = json.loads(said.out)
+    assert (said.status, found["ok"]) == (0, True)
+    assert [each["held"] for each in found["findings"]] == [True, None]
+
+
+def test_without_a_vm_there_is_nothing_to_attack(
+    home: Path, limactl: Limactl, agent_vm: Command
+) -> None:
+    assert agent_vm("audit").error.endswith("there is no VM agent-vm; `agent-vm start` creates it")
