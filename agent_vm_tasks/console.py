@@ -7,6 +7,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterable
+from typing import TextIO
 
 # The normal screen, a soft reset, and no reports of mouse, focus or pastes (xterm's ctlseqs); the
 # last takes back kitty's keys.
@@ -24,7 +25,9 @@ def printable(text: str) -> str:
     Escape sequences in a file name or an error message could otherwise retitle the terminal, move
     the cursor over what we said, or fill the clipboard.
     """
-    return "".join(_escape(char) for char in text)
+    return "\n".join(
+        line if line.isprintable() else "".join(map(_escape, line)) for line in text.split("\n")
+    )
 
 
 def one_line(text: str) -> str:
@@ -36,6 +39,11 @@ def _escape(char: str) -> str:
     if char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}:
         return char
     return char.encode("unicode_escape").decode()
+
+
+def escaped(stream: TextIO) -> Callable[[str], None]:
+    """What writes text from the guest to a stream as it comes, made safe to print."""
+    return lambda text: print(printable(text), end="", file=stream, flush=True)
 
 
 def say(line: str) -> None:

@@ -254,6 +254,12 @@ def enter(name: str, remote: str) -> int:
     return process.interactive(argv, lambda: _tell_silence(name))
 
 
+def relay(name: str, remote: str, out: Callable[[str], None], err: Callable[[str], None]) -> int:
+    """Run a remote command without terminal and input, handing on what it prints; its status."""
+    argv = [*ssh(name), f"{set_clock()}\n{remote}"]
+    return process.relay(argv, out, err, watch(name))
+
+
 def _tell_silence(name: str) -> None:
     """Say so when nothing comes back; ssh itself gives up later, for the VM may go on."""
     if not (_comes_back(name) if connected(name) else answers(name)):

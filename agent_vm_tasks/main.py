@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 BRANCH = ("--branch", "-b")
 FLAGS = {
-    **dict.fromkeys(("connect", "push", "fetch", "clean"), BRANCH),
+    **dict.fromkeys(("connect", "git", "push", "fetch", "clean"), BRANCH),
     "undo": ("--workspace", "-w"),
     "network": ("--mode", "-m"),
     "trust": ("--repository", "-r"),
 }
 """What the bare word behind a verb stands for."""
+TAKES_COMMAND = {"connect", "git"}
 TAKES_VALUE = {
     *BRANCH, *FLAGS["undo"], *FLAGS["network"], *FLAGS["trust"], "--command", "-c",
 }  # fmt: skip
@@ -56,9 +57,9 @@ class AgentVM(Program):
         with _usage_errors():
             super().parse_tasks()
             _refuse_values(self.argv, self.initial_context, self.parser.contexts)
-            takes_one = self.args.complete.value or "connect" in {t.name for t in self.tasks}
-            if "--" in self.argv[:-1] and not takes_one:
-                raise ParseError("Only connect takes a command after '--'.")
+            takes_one = TAKES_COMMAND & {task.name for task in self.tasks}
+            if "--" in self.argv[:-1] and not (takes_one or self.args.complete.value):
+                raise ParseError("Only connect and git take a command after '--'.")
 
     def parse_cleanup(self) -> None:
         with _usage_errors():

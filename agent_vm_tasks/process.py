@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import logging
 import math
@@ -271,6 +272,44 @@ def follow(
         raise
     close(child)
     return Result(tuple(argv), status, "\n".join(said), "")
+
+
+def relay(
+    argv: Sequence[str],
+    out: Callable[[str], None],
+    err: Callable[[str], None],
+    watch: Callable[[str], None],
+) -> int:
+    """Run `argv` without input, handing on its text as it comes; its status, as a shell gives it.
+
+    `watch` is called in every few seconds of silence, and ends it by raising.
+    """
+    child = popen(argv, stdin=subprocess.DEVNULL)
+    try:
+        with selectors.DefaultSelector() as ends:
+            for stream, take in ((child.stdout, out), (child.stderr, err)):
+                decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+                ends.register(_the(stream), selectors.EVENT_READ, (decode, take))
+            while ends.get_map():
+                if not (ready := ends.select(WATCH)):
+                    watch("")
+                for key, _ in ready:
+                    _hand_on(ends, key)
+        status = child.wait()
+    except BaseException:
+        kill(child)
+        raise
+    close(child)
+    return status if status >= 0 else 128 - status
+
+
+def _hand_on(ends: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
+    decode, take = key.data
+    chunk = os.read(key.fd, 2**16)
+    if text := decode(chunk, not chunk):
+        take(text)
+    if not chunk:
+        ends.unregister(key.fileobj)
 
 
 def interactive(argv: Sequence[str], look: Callable[[], None] | None = None) -> int:

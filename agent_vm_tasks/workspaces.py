@@ -19,7 +19,7 @@ from . import data, git, guest, mount, state
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from .process import Result
     from .settings import Settings
@@ -361,6 +361,19 @@ def enter(
     what = ["line", command] if command is not None else ["argv", *argv] if argv else ["shell"]
     words = shlex.join([token, ws.key if ws else "", *what])
     return guest.enter(vm, f"set -- {words}\n{data.script('workspace-enter.sh')}")
+
+
+def git_inside(
+    ws: Workspace, argv: list[str], out: Callable[[str], None], err: Callable[[str], None]
+) -> int:
+    """Run git in the workspace without terminal, pager and input; its status.
+
+    What it prints is handed on as it comes. It takes no lock only to look (git-status(1)).
+    NOT_THERE when the workspace does not exist, or git itself ended with that.
+    """
+    words = shlex.join(["", ws.key, "argv", "git", "--no-pager", *argv])
+    remote = f"export GIT_OPTIONAL_LOCKS=0\nset -- {words}\n{data.script('workspace-enter.sh')}"
+    return guest.relay(ws.vm, remote, out, err)
 
 
 def require_files(top: Path, paths: Sequence[str]) -> None:

@@ -38,6 +38,7 @@ TASKS = sorted(ns.task_names)
         ("connect x -- push y", "connect --branch x -- push y"),
         ("connect -- x", "connect -- x"),
         ("connect -- push x", "connect -- push x"),
+        ("git x -- log -- push", "git --branch x -- log -- push"),
         ("connect x -- a -- b", "connect --branch x -- a -- b"),
         ("clean-all", "clean-all"),
         ("clean-all --force", "clean-all --force"),

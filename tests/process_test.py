@@ -55,6 +55,29 @@ def test_arguments_and_stdin_arrive_as_they_are(text: str) -> None:
     assert (result.stdout, result.stderr) == (text, text)
 
 
+def test_relay_hands_text_on_as_it_comes() -> None:
+    """A character whose bytes come apart is still one; what comes is not kept until the end."""
+    out: list[str] = []
+    script = r"printf 'a\303'; sleep 0.2; printf '\274\377'; printf 'e\303' >&2; read x; exit 7"
+    err: list[str] = []
+    assert process.relay(["sh", "-c", script], out.append, err.append, lambda _: None) == 7
+    assert (len(out), "".join(out), "".join(err)) == (2, "aü\ufffd", "e\ufffd")
+    assert process.relay(["sh", "-c", "kill $$"], print, print, lambda _: None) == 128 + 15
+
+
+def test_a_relay_is_watched_and_ended_with_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(_: str) -> None:
+        raise AgentVMError("it is silent")
+
+    monkeypatch.setattr(process, "WATCH", 0.2)
+    argv = ["sh", "-c", f"sleep 100 & echo $! > {tmp_path}/pid; wait"]
+    with pytest.raises(AgentVMError, match="it is silent"):
+        process.relay(argv, print, print, look)
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
 def test_bytes_that_are_no_utf_8_do_not_stop_it() -> None:
     assert process.run(["printf", r"a\377b"]).stdout == "a\ufffdb"
 

@@ -24,6 +24,7 @@ ns = Collection(
     lifecycle.status,
     lifecycle.destroy,
     work.connect,
+    work.git,
     work.push,
     work.fetch,
     work.clean,

@@ -1,4 +1,4 @@
-"""connect, push, fetch, clean, clean-all: a branch's way into the VM and back."""
+"""connect, git, push, fetch, clean, clean-all: a branch's way into the VM and back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from invoke.tasks import task
 from agent_vm_tasks import guest, network, secrets, sync, undo, vm, workspaces
 from agent_vm_tasks import mount as sshfs
 from agent_vm_tasks import settings as configuration
-from agent_vm_tasks.console import reset, say, warn
+from agent_vm_tasks.console import escaped, reset, say, warn
 from agent_vm_tasks.errors import AgentVMError, UsageError
 
 from ._edge import confirm, guarded
@@ -74,6 +74,28 @@ def connect(c: Context, branch: str | None = None, command: str | None = None) -
         for line in (*given.warnings, *vm.catch_up(chosen, say, c)):
             warn(line)
     status = _enter(chosen, ws, given, command, argv)
+    if status:
+        raise Exit(code=status)
+
+
+@task(help=BRANCH)
+@guarded
+def git(c: Context, branch: str | None = None) -> None:
+    """Run git in a branch's workspace, its output escaped: git here refuses to, in the mount.
+
+    No terminal, pager or input. Example: git --branch fix-login -- log --oneline
+    """
+    chosen, argv = configuration.load(), _after_dashes()
+    ws = _workspace(chosen, branch)
+    if not argv:
+        raise UsageError("no git command is named", "put one after --, for example -- status")
+    existing(chosen, c)
+    status = workspaces.git_inside(ws, argv, escaped(sys.stdout), escaped(sys.stderr))
+    if status == workspaces.NOT_THERE and workspaces.inspect(ws) is None:
+        raise AgentVMError(f"there is no workspace of {ws.branch}",
+                           f"`agent-vm connect {ws.branch}` makes it")  # fmt: skip
+    if status == guest.SSH_FAILED and not guest.connected(ws.vm):
+        raise AgentVMError("the connection was lost", "see `agent-vm status`")
     if status:
         raise Exit(code=status)
 

@@ -83,6 +83,19 @@ def test_printable_text_is_printable(text: str) -> None:
         assert char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
+def test_all_that_git_tells_of_a_workspace(
+    guest: Guest, inside: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["agent-vm", "git", "fix", "--", "log", "--format=%C(red)%B", "-1"]
+    monkeypatch.setattr("sys.argv", argv)
+    guest.run(f"git config color.ui always && git commit -q --allow-empty -m {q(EVIL)}", cwd=inside)
+    executable(guest.home / "bin/git", f"printf %s {q(EVIL)} >&2")
+    text = said(capfd, *argv[1:])
+    shown = SHOWN.removesuffix(r"\r")
+    assert rf"\x1b[31m{shown}" in text
+    assert text.endswith(SHOWN)
+
+
 def test_a_folders_name_in_the_inventory(
     guest: Guest, inside: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .conftest import Command
 
-WITH_BRANCH = ["connect", "push", "fetch", "clean"]
+WITH_BRANCH = ["connect", "git", "push", "fetch", "clean"]
 
 
 @pytest.fixture
@@ -130,6 +130,77 @@ def test_a_command_that_does_not_exist(vm: Guest, repository: Path, agent_vm: Co
     said = agent_vm("connect", "fix", "--", "no-such-command")
     assert said.status == 127
     assert "no-such-command" in said.err
+
+
+@pytest.mark.parametrize("verb", [["git", "fix"], ["git", "--branch", "fix"]])
+def test_git_looks_at_the_workspace(
+    vm: Guest, repository: Path, agent_vm: Command, verb: list[str]
+) -> None:
+    agent_vm("push", "fix")
+    (vm.workspaces / "app-fix" / "new\n\u202ename").touch()
+    said = agent_vm(*verb, "--", "status", "--short", "--branch", "-z")
+    assert (said.status, said.err) == (0, "")
+    assert said.out == "## fix\\x00?? new\n\\u202ename\\x00"
+    assert agent_vm(*verb, "--", "log", "--format=%s%n%n%d", "-1", "--", "README").out == (
+        "change README\n\n (HEAD -> fix)\n"
+    )
+
+
+def test_gits_errors_and_status_pass_through(
+    vm: Guest, repository: Path, agent_vm: Command
+) -> None:
+    agent_vm("push", "fix")
+    said = agent_vm("git", "fix", "--", "show", "no-such")
+    assert (said.status, said.out) == (128, "")
+    assert said.err.startswith("fatal: ambiguous argument 'no-such': unknown revision")
+    assert agent_vm("git", "fix", "--", "diff", "--quiet").status == 0
+    for status in (1, 213, 255):
+        assert agent_vm("git", "fix", "--", "-c", f"alias.x=!exit {status}", "x").status == status
+
+
+def test_git_has_no_pager_terminal_or_input_and_takes_no_lock(
+    vm: Guest, repository: Path, agent_vm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent_vm("push", "fix")
+    inside = vm.workspaces / "app-fix"
+    assert agent_vm("git", "fix", "--", "-c", "core.pager=less", "var", "GIT_PAGER").out == "cat\n"
+    look = "alias.x=!tty; wc -c"
+    assert agent_vm("git", "fix", "--", "-c", look, "x").out == "not a tty\n0\n"
+    vm.run("touch -d 1970-01-02 README", cwd=inside)
+    before = (inside / ".git/index").read_bytes()
+    assert agent_vm("git", "fix", "--", "status", "--short").out == ""
+    assert (inside / ".git/index").read_bytes() == before
+
+
+def test_much_output_of_git_comes_through_as_it_comes(
+    vm: Guest, repository: Path, agent_vm: Command
+) -> None:
+    agent_vm("push", "fix")
+    text = "ü" * 100_001 + "\n" + "line\n" * 100_000
+    (vm.workspaces / "app-fix" / "long").write_text(text)
+    said = agent_vm("git", "fix", "--", "diff", "--no-index", "/dev/null", "long")
+    assert said.out.replace("\n+", "\n").endswith(text)
+
+
+def test_git_asks_the_vm_once(
+    vm: Guest, limactl: Limactl, repository: Path, agent_vm: Command, started: Path
+) -> None:
+    agent_vm("push", "fix")
+    (started / "calls").unlink()
+    (limactl.folder / "calls").unlink(missing_ok=True)
+    agent_vm("git", "fix", "--", "status")
+    assert not (limactl.folder / "calls").exists()
+    asked = [call for call in calls(started) if call.startswith("ssh ")]
+    assert [" -O check " in call for call in asked] == [True, False]
+
+
+def test_git_without_a_workspace_is_one_line(
+    vm: Guest, repository: Path, agent_vm: Command
+) -> None:
+    agent_vm("connect", "--", "true")
+    assert one_line(agent_vm("git", "fix", "--", "status"), 1) == (
+        "there is no workspace of fix; `agent-vm connect fix` makes it"
+    )
 
 
 def test_push_and_fetch_in_one_line(vm: Guest, repository: Path, agent_vm: Command) -> None:
@@ -347,11 +418,11 @@ def test_clean_all_with_nothing_to_delete_asks_nothing(vm: Guest, agent_vm: Comm
     assert (said.status, said.out, said.err) == (0, "Deleted 0 workspaces.\n", "")
 
 
-@pytest.mark.parametrize("verb", ["fetch", "clean"])
+@pytest.mark.parametrize("argv", ["fetch fix", "clean fix", "git fix -- status"])
 def test_no_vm_is_made_to_say_that_nothing_is_in_it(
-    home: Path, limactl: Limactl, repository: Path, agent_vm: Command, verb: str
+    home: Path, limactl: Limactl, repository: Path, agent_vm: Command, argv: str
 ) -> None:
-    error = one_line(agent_vm(verb, "fix"), 1)
+    error = one_line(agent_vm(*argv.split()), 1)
     assert error == "there is no VM agent-vm; `agent-vm start` creates it"
     assert untouched(home, limactl, repository)
 
@@ -372,7 +443,7 @@ def test_fetch_of_a_branch_without_a_workspace(
     assert agent_vm("fetch", "fix").status == 1
 
 
-@pytest.mark.parametrize("verb", ["push", "fetch", "clean"])
+@pytest.mark.parametrize("verb", ["git", "push", "fetch", "clean"])
 def test_no_branch_is_never_guessed(
     home: Path, limactl: Limactl, repository: Path, agent_vm: Command, verb: str
 ) -> None:
@@ -520,6 +591,9 @@ def test_a_lost_connection_says_how_to_return(
     assert said.status == 1
     assert said.error == "agent-vm: the connection was lost; return with `agent-vm connect fix`"
     assert agent_vm("connect", "fix", "--", "true").status == 0
+    said = agent_vm("git", "fix", "--", "-c", f"alias.x=!{breaks}", "x")
+    assert said.status == 1
+    assert said.error == "agent-vm: the connection was lost; see `agent-vm status`"
 
 
 def test_the_folder_of_a_workspace_is_as_promised(
