@@ -255,6 +255,10 @@ def _remount(seen: Seen, _: Say) -> None:
         mount.mount(seen.settings)
 
 
+def _trusted(seen: Seen) -> str:
+    return mount.trust(mount.point(seen.settings))
+
+
 def _cut_off(_: Seen) -> str:
     found = _leftovers()
     return f"what killed commands left of disks: {', '.join(map(str, found))}" if found else ""
@@ -291,5 +295,6 @@ FAULTS = (
     Fault("connection", _stale, lambda seen, _: guest.disconnect(seen.name), required=False),
     Fault("clock", _off_time, lambda seen, _: guest.warm_up(seen.name), required=False),
     Fault("mount", _unmounted, _remount, required=False),
+    Fault("git trust", _trusted, fix=mount.UNTRUST, required=False),
     Fault("leftovers", _cut_off, _remove_cut_off, required=False),
 )

@@ -20,7 +20,6 @@ QEMU_TO_EMULATE = (8, 0, 0)
 """Debian 13 guests panic under the emulation of an older QEMU."""
 QEMU_WITH_PASST = (7, 2, 0)
 """The first QEMU that can be joined to passt: -netdev stream (QEMU's ChangeLog/7.2)."""
-MOUNTS = Path("~/.agent-vm-mounts")
 DISK_WANTED = 10
 """GiB that should be free where the VM's disk lies."""
 PATIENCE = 9.0
@@ -199,23 +198,24 @@ def kvm_device_trouble() -> str:
     return f"{device} may not be opened by {user or 'this account'}"
 
 
-def trusted_by_git(mount: Path = MOUNTS) -> tuple[str, ...]:
+def trusted_by_git(mount: Path) -> tuple[str, ...]:
     """List the safe.directory entries that would let the host's git run in the mount.
 
     git then obeys settings that the guest wrote, and those can name programs to run here.
     """
+    if not shutil.which("git"):
+        return ()
     argv = ["git", "config", "--type=path", "--get-all", "safe.directory"]
     entries: list[str] = []
     for line in process.run(argv, check=False, cwd="/").stdout.splitlines():
         entries = [*entries, line] if line else []  # an empty entry takes back those before it
-    place = Path(os.path.realpath(mount.expanduser()))
-    return tuple(entry for entry in entries if _covers(entry, place))
+    return tuple(entry for entry in entries if _covers(entry, mount))
 
 
 def checks() -> list[Check]:
     """All that the host must have, with what to do about what is missing."""
     linux = () if is_macos() else (_qemu, _kvm, _passt, _image_builder)
-    each = (_account, _lima, *linux, _ssh, _git, _sshfs, _safe_directory, _disk)
+    each = (_account, _lima, *linux, _ssh, _git, _sshfs, _disk)
     return [check() for check in each]
 
 
@@ -309,15 +309,6 @@ def _sshfs() -> Check:
     return Check("sshfs", ok=False, required=False, detail=problem, fix=fix)
 
 
-def _safe_directory() -> Check:
-    found = trusted_by_git() if which("git") else ()
-    if not found:
-        return Check("git trust", ok=True, required=False, detail="git does not trust the mount")
-    detail = f"git's safe.directory has {', '.join(found)}: files of the VM could run code here"
-    fix = f"take it out (`git config --global --edit`, or --system), or do not mount {MOUNTS}"
-    return Check("git trust", ok=False, required=False, detail=detail, fix=fix)
-
-
 def _disk() -> Check:
     try:
         place = Path(os.environ.get("LIMA_HOME") or service_home())
@@ -357,11 +348,18 @@ def _boot(accel: str, cpu: str) -> Kvm:
 
 
 def _covers(entry: str, mount: Path) -> bool:
-    """Whether a safe.directory entry matches the mount or a repository in it."""
-    if entry == "*":
+    """Whether a safe.directory entry (git-config(1)) matches the mount or a repository in it.
+
+    "." matches wherever git starts at the top of a repository. Nothing in the mount is looked at:
+    that may hang.
+    """
+    if entry in {"*", "."}:
         return True
-    place = Path(os.path.realpath(entry.removesuffix("/*")))
-    return place.is_relative_to(mount) or (entry.endswith("/*") and mount.is_relative_to(place))
+    below = entry.endswith("/*")
+    place = Path(os.path.normpath("/" + entry.removesuffix("*" if below else "").lstrip("/")))
+    if not place.is_relative_to(mount):
+        place = Path(os.path.realpath(place))
+    return place.is_relative_to(mount) or (below and mount.is_relative_to(place))
 
 
 def _version(text: str) -> tuple[int, int, int] | None:

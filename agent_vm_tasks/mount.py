@@ -32,6 +32,8 @@ MEMORY_LIMIT = 2_000_000_000
 ANSWER = 5.0
 """Seconds for the mount to tell its size."""
 
+UNTRUST = "take that out (`git config --global --edit`, or --system), then `agent-vm mount`"
+
 _OPTIONS = (
     "uid=65534", "gid=65534", "nosuid", "nodev", "noexec", "contain_symlinks", "reconnect",
     "ServerAliveInterval=5", "ServerAliveCountMax=2", "ConnectTimeout=5",
@@ -103,11 +105,8 @@ def _mount(settings: Settings) -> None:
     if current(path):
         unmount(settings, force=True)
     _require_sshfs()
-    if trusted := host.trusted_by_git(path):
-        raise AgentVMError(
-            f"git's safe.directory = {trusted[0]} covers {path}, so git would run the guest's code",
-            "remove it (git config --global --unset-all safe.directory)",
-        )
+    if found := trust(path):
+        raise AgentVMError(found, UNTRUST)
     _prepare(path)
     name = settings.vm.name
     argv = ["sshfs", "-F", str(guest.config(name)), f"{name}-mount:workspace", str(path),
@@ -117,6 +116,13 @@ def _mount(settings: Settings) -> None:
     result = process.run(argv, check=False, timeout=60)
     if not result.ok:
         raise AgentVMError(f"{path} could not be mounted: {result.reason}")
+
+
+def trust(path: Path) -> str:
+    """Why git on this machine would obey the guest in the mount; empty when it does not."""
+    if not (found := host.trusted_by_git(path)):
+        return ""
+    return f"git's safe.directory has {', '.join(found)}: files of the VM could run code here"
 
 
 def answers(path: Path) -> bool:

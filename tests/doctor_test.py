@@ -350,6 +350,19 @@ def test_a_mount_that_is_missing(mounted: Settings) -> None:
     assert mount.server(mount.point(mounted))
 
 
+def test_git_that_trusts_the_mount(home: Path, settings: Settings) -> None:
+    """Without a look into the mount, and where the settings have it."""
+    (home / ".gitconfig").write_text(f"[safe]\n\tdirectory = {home}/seen/app-fix\n")
+    elsewhere = replace(settings, mount=Mount(path=str(home / "seen")))
+    check = next(check for check in doctor.checks(elsewhere) if check.name == "git trust")
+    assert (check.ok, check.required) == (False, False)
+    assert check.detail == (
+        f"git's safe.directory has {home}/seen/app-fix: files of the VM could run code here"
+    )
+    assert check.fix.startswith("take that out (`git config --global --edit`")
+    assert "git trust" not in faults(settings)
+
+
 def test_a_mount_of_a_vm_that_is_gone_is_taken_away(limactl: Limactl, mounted: Settings) -> None:
     pid = mount.server(mount.point(mounted))
     assert pid

@@ -186,12 +186,19 @@ def test_macos_brings_its_own_hypervisor(monkeypatch: pytest.MonkeyPatch, progra
     [
         (["*"], ["*"]),
         (["{mount}"], ["{mount}"]),
-        (["{mount}/workspace/app-main"], ["{mount}/workspace/app-main"]),
+        (["{mount}/app-main"], ["{mount}/app-main"]),
         (["{home}/*"], ["{home}/*"]),
         (["{home}/src/app"], []),
         (["{home}"], []),
         (["{mount}-of-another-tool"], []),
-        (["*", ""], []),
+        (["/*"], ["/*"]),
+        (["."], ["."]),
+        (["/{mount}//app/../*"], ["/{mount}//app/../*"]),
+        (["{home}/link"], ["{home}/link"]),
+        (["{home}/link/*"], ["{home}/link/*"]),
+        (["~/.agent-vm-mounts/workspace/app-main"], ["{mount}/app-main"]),
+        (["{home}/src/*"], []),
+        (["src", "*", ""], []),
         ([], []),
     ],
 )
@@ -200,21 +207,20 @@ def test_git_trust_in_the_mount(
 ) -> None:
     home = Path(os.environ["HOME"])
     home.mkdir()
-    names = {"home": str(home), "mount": f"{home}/.agent-vm-mounts"}
+    (home / "link").symlink_to(".agent-vm-mounts/workspace")
+    mount = home / ".agent-vm-mounts/workspace"
+    names = {"home": str(home), "mount": str(mount)}
     lines = "".join(f'  directory = "{entry.format(**names)}"\n' for entry in entries)
     (home / ".gitconfig").write_text(f"[safe]\n{lines}", "utf-8")
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-    assert list(host.trusted_by_git()) == [entry.format(**names) for entry in covering]
-    assert by_name("git trust").ok is not bool(covering)
-    assert not by_name("git trust").required
+    assert list(host.trusted_by_git(mount)) == [entry.format(**names) for entry in covering]
 
 
-def test_a_tilde_in_git_trust_is_the_home(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = Path(os.environ["HOME"])
-    home.mkdir()
-    (home / ".gitconfig").write_text("[safe]\n directory = ~/.agent-vm-mounts/workspace\n", "utf-8")
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-    assert host.trusted_by_git() == (f"{home}/.agent-vm-mounts/workspace",)
+def test_git_that_is_missing_trusts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert host.trusted_by_git(tmp_path) == ()
 
 
 def test_little_room_is_a_warning(monkeypatch: pytest.MonkeyPatch, programs: Path) -> None:

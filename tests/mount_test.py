@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_vm_tasks import guest as ssh_guest
-from agent_vm_tasks import mount, settings
+from agent_vm_tasks import host, mount, settings
 from agent_vm_tasks.errors import AgentVMError
 
 from .conftest import VM, free_port, mounts, ssh_config, wait_until
@@ -151,6 +151,23 @@ def test_a_mount_of_something_else_is_left_alone(chosen: Settings, home: Path) -
         assert mounts(home)
     finally:
         subprocess.run(["umount", str(point)], check=True)
+
+
+def test_nothing_is_mounted_where_git_would_trust_it(
+    chosen: Settings, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the mount has is not looked at before; once it is there, git is not asked again."""
+    settings_of_git = home / ".gitconfig"
+    before = settings_of_git.read_text()
+    settings_of_git.write_text(f"{before}[safe]\n\tdirectory = ~/.agent-vm-mounts/workspace/*\n")
+    with pytest.raises(AgentVMError, match=r"has .*/workspace/\*: .*; take that out"):
+        mount.mount(chosen)
+    assert not mounts(home)
+    mount.mount(elsewhere(chosen, home / "elsewhere"))
+    settings_of_git.write_text(before)
+    mount.mount(chosen)
+    monkeypatch.setattr(host, "trusted_by_git", lambda _: pytest.fail("git was asked"))
+    mount.mount(chosen)
 
 
 def test_an_sshfs_that_follows_links_out_is_refused(

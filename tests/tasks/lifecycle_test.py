@@ -14,7 +14,7 @@ import pytest
 
 from agent_vm_tasks import host, mount
 from agent_vm_tasks.errors import AgentVMError
-from tests.conftest import VM, commit, git
+from tests.conftest import VM, commit, git, mounts
 
 if TYPE_CHECKING:
     from tests.conftest import Guest, Limactl
@@ -318,6 +318,31 @@ def test_mount_without_a_running_vm(limactl: Limactl, agent_vm: Command) -> None
 def test_unmount_where_nothing_is_mounted(agent_vm: Command) -> None:
     said = agent_vm("unmount")
     assert (said.status, said.out) == (0, "Was not mounted.\n")
+
+
+def test_where_git_would_trust_the_mount_everything_else_works(
+    home: Path, repository: Path, agent_vm: Command, sshfs: None
+) -> None:
+    config, git_config = home / ".config/agent-vm/config.toml", home / ".gitconfig"
+    config.write_text(config.read_text().replace("[mount]\nenabled = false\n", ""))
+    before = git_config.read_text()
+    git_config.write_text(f"{before}[safe]\n\tdirectory = *\n")
+    why = (
+        "git's safe.directory has *: files of the VM could run code here; take that out "
+        "(`git config --global --edit`, or --system), then `agent-vm mount`"
+    )
+    warning = f"warning: the workspaces are not mounted: {why}\n"
+    started = agent_vm("start")
+    assert (started.status, started.err.count(warning)) == (0, 1)
+    connected = agent_vm("connect", "fix", "--", "cat", "README")
+    assert (connected.status, connected.out) == (0, "hello\n")
+    assert connected.err.count(warning) == 1
+    alone = agent_vm("mount")
+    assert (alone.status, alone.error) == (1, f"agent-vm: {why}")
+    assert not mounts(home)
+    git_config.write_text(before)
+    assert agent_vm("mount").status == 0
+    assert len(mounts(home)) == 1
 
 
 def test_trouble_with_the_mount_is_a_warning_and_the_vm_runs(
