@@ -18,7 +18,8 @@ FILES = ("README", "a", "c.o")
 class Act(NamedTuple):
     """A shell line for a clone, and which kinds of things it may lose: on purpose.
 
-    It may fail. $file is one of FILES; $text and $new are unlike any before.
+    It may fail. $file is one of FILES; $text and $new are unlike any before. Git by itself
+    overwrites ignored files.
     """
 
     line: str
@@ -51,7 +52,7 @@ INSIDE = {
     **WORK,
     "branch off": _act(f"git checkout --quiet -b other-$new; {_COMMIT}", *EDITS),
     "detach": _act(f"git checkout --quiet --detach; {_COMMIT}", *EDITS),
-    "merge": _act("git merge --quiet --no-edit refs/agent-vm/in/$branch"),
+    "merge": _act("git merge --quiet --no-edit refs/agent-vm/in/$branch", *EDITS),
     "lose .git": _act("rm -rf .git", *ALL),
     "break the index": _act("mv .git/index .git/good && echo garbage > .git/index", *EDITS),
     "leave a lock": _act("touch .git/index.lock"),
@@ -61,8 +62,10 @@ INSIDE = {
 """For an agent."""
 HERE = {
     **WORK,
-    "merge": _act("git checkout --quiet $branch; git merge --quiet --no-edit -X ours $fetched"),
-    "change branch": _act("git checkout --quiet $branch || git checkout --quiet main"),
+    "merge": _act(
+        "git checkout --quiet $branch; git merge --quiet --no-edit -X ours $fetched", *EDITS
+    ),
+    "change branch": _act("git checkout --quiet $branch || git checkout --quiet main", *EDITS),
     "commit elsewhere": _act(
         f"git checkout --quiet $branch; {_COMMIT}; git checkout --quiet main", *EDITS
     ),

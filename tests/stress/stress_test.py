@@ -59,9 +59,19 @@ AT_ONCE = st.sampled_from(["push", "fetch", "clean", "clean-all", "undo", "statu
 MORE_INSIDE = ["commit", "commit", "commit", "edit", "make a file", "return", "return"]
 MORE_HERE = ["commit elsewhere", "edit", "edit", "merge", "merge", "change branch", "change branch"]
 """What happens more often than the rest."""
+BESIDE = ["edit", "edit", "stage", "commit", "commit elsewhere", "rewrite"]
 OPERATIONS: dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]] = {
     "an_agent": (8, {**AT, "what": st.sampled_from([*INSIDE, *MORE_INSIDE]), **FILE}),
     "a_person": (5, {**AT, "what": st.sampled_from([*HERE, *MORE_HERE]), **FILE}),
+    "both_at_work": (
+        3,
+        {
+            **DISTURBED,
+            "what": st.sampled_from(BESIDE),
+            "last": st.sampled_from(["fetch", "fetch", "push"]),
+            **FILE,
+        },
+    ),
     "push": (2, DISTURBED),
     "fetch": (4, DISTURBED),
     "clean": (4, {**DISTURBED, **FORCE}),
@@ -126,6 +136,17 @@ class Stress(RuleBasedStateMachine):
             self.world.people["here"].does(HERE[what], folder, words)
             self._settle(target.repository, HERE[what].may_lose)
 
+    def both_at_work(self, at: int, what: str, file: str, last: str, fault: Fault) -> None:
+        """They agree on the branch; then both go on, and one hears of the other."""
+        self.an_agent(at, "repair", file)
+        self.an_agent(at, "return", file)
+        self.fetch(at, Fault())
+        self.a_person(at, "merge", file)
+        self.push(at, Fault())
+        self.an_agent(at, "commit", file)
+        self.a_person(at, what, file)
+        getattr(self, last)(at, fault)
+
     # agent-vm
 
     def push(self, at: int, fault: Fault) -> None:
@@ -140,7 +161,7 @@ class Stress(RuleBasedStateMachine):
                 assert inside.files.items() <= (was.files.items() if was else set())
             elif fault.kind == "none":
                 assert target.key in before.spaces or "are taken" in said.err
-                assert before.spaces.get(target.key) == inside
+                assert (inside and inside.broken) or before.spaces.get(target.key) == inside
 
     def fetch(self, at: int, fault: Fault) -> None:
         target, before = self.world.targets[at], self.now
@@ -268,23 +289,28 @@ class Stress(RuleBasedStateMachine):
         if fault.kind != "none":
             self._status()
 
-    def _status(self) -> None:
-        """The next command works and tells the truth."""
+    def _status(self, *, healed: bool = False) -> None:
+        """The next command works and tells the truth; `start` heals what was killed in a start."""
         with self._command(self.world.targets[0], "status", "--json", fault=Fault()) as said:
             assert said.status == 0
             told = json.loads(said.out)
-            if not self.world.runs():
-                return
-            assert not told["trouble"]
-            rows = {row["folder"]: row for row in told["workspaces"]}
-            assert set(rows) == {each.folder.name for each in self.now.spaces.values()}
-            for key, place in self.now.spaces.items():
-                row = rows[place.folder.name]
-                if not place.broken:
-                    counts = (*place.counts, len(place.stashes))
-                    assert (row["uncommitted"], row["untracked"], row["stashes"]) == counts
-                    host = self.now.hosts[self.now.owners[key]].commits
-                    assert row["unfetched"] or place.commits <= host
+            assert not (healed and told["trouble"])
+            if not told["trouble"] and self.world.runs():
+                self._compare(told["workspaces"])
+        if told["trouble"]:
+            self.the_vm("start", Fault())
+            self._status(healed=True)
+
+    def _compare(self, listed: list[dict[str, Any]]) -> None:
+        rows = {row["folder"]: row for row in listed}
+        assert set(rows) == {each.folder.name for each in self.now.spaces.values()}
+        for key, place in self.now.spaces.items():
+            row = rows[place.folder.name]
+            if not place.broken:
+                counts = (*place.counts, len(place.stashes))
+                assert (row["uncommitted"], row["untracked"], row["stashes"]) == counts
+                host = self.now.hosts[self.now.owners[key]].commits
+                assert row["unfetched"] or place.commits <= host
 
     @contextlib.contextmanager
     def _step(self, what: str) -> Iterator[None]:
@@ -309,6 +335,7 @@ def _both(target: Target) -> set[str]:
 @pytest.mark.stress
 def test_no_work_is_lost(home: Path, limactl: Limactl, monkeypatch: pytest.MonkeyPatch) -> None:
     a_host(monkeypatch)
+    monkeypatch.setattr(vm, "BOOT_LIMIT", 2)
     monkeypatch.setattr(vm, "PAUSE", 0.05)
     (home / "disk.qcow2").touch()
     config = home / ".config/agent-vm/config.toml"
