@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .lima import Instance
     from .settings import Settings
 
+_MACOS = "that can be kept from it under QEMU on Linux only"
 _NO_PASST = "passt is not installed (`agent-vm setup` does that)"
 _OLD_QEMU = "this QEMU is older than 7.2"
 
@@ -33,7 +34,7 @@ def wanted(chosen: Settings) -> str:
 
     A repository's file only tightens, whatever the user said.
     """
-    told, asked = _read(chosen.vm.name, "network-wanted"), chosen.network.mode
+    told, asked = _read(_wish(chosen.vm.name)), chosen.network.mode
     if told not in NETWORKS:
         return asked
     source = chosen.sources["network.mode"]
@@ -43,16 +44,16 @@ def wanted(chosen: Settings) -> str:
 
 def choose(name: str, mode: str) -> None:
     """Remember what the user wants from the next boot on."""
-    state.write(state.folder(name) / "network-wanted", mode)
+    state.write(_wish(name), mode)
 
 
-def plan(chosen: Settings) -> Plan:
+def plan(chosen: Settings, instance: Instance) -> Plan:
     """What a boot on this host can enforce; raises AgentVMError where that is too little.
 
     QEMU's own network and vz both show the guest the host's loopback as its gateway.
     """
-    mode, lack = wanted(chosen), _lack(chosen)
-    if not lack or mode == "open" or (mode == "offline" and lack in {_NO_PASST, _OLD_QEMU}):
+    mode, lack = wanted(chosen), _lack(chosen) or _lacks_resolver(instance)
+    if not lack or mode == "open" or (mode == "offline" and lack != _MACOS):
         return Plan(mode)
     if mode == "offline":
         raise AgentVMError(f"the network cannot be {mode}: {lack}", "use vm_type qemu, or Linux")
@@ -61,11 +62,19 @@ def plan(chosen: Settings) -> Plan:
 
 def _lack(chosen: Settings) -> str:
     if chosen.vm.vm_type == "vz" or host.is_macos():
-        return "that can be kept from it under QEMU on Linux only"
+        return _MACOS
     if not host.which("passt"):
         return _NO_PASST
     version = host.qemu_version()
     return _OLD_QEMU if version and version < host.QEMU_WITH_PASST else ""
+
+
+def _lacks_resolver(instance: Instance) -> str:
+    """A VM of an older version asks for names where passt answers none."""
+    from . import render
+
+    known = render.RESOLVER in str(instance.config.get("provision"))
+    return "" if known else "an older agent-vm made the VM (destroy, then start, renews it)"
 
 
 def qemu(instance: Instance, mode: str) -> Path:
@@ -85,13 +94,18 @@ def qemu(instance: Instance, mode: str) -> Path:
 
 def note(name: str, mode: str) -> None:
     """Keep what the boot that begins will have."""
-    state.write(state.folder(name) / "network", mode)
+    state.write(noted(name), mode)
+
+
+def noted(name: str) -> Path:
+    """The file with the mode of the VM's last boot."""
+    return state.folder(name) / "network"
 
 
 def in_force(name: str) -> str:
     """The mode of the VM's last boot; an older version's was open."""
-    noted = _read(name, "network")
-    return noted if noted in NETWORKS else "open"
+    mode = _read(noted(name))
+    return mode if mode in NETWORKS else "open"
 
 
 def refuse_looser(chosen: Settings) -> None:
@@ -106,8 +120,13 @@ def refuse_looser(chosen: Settings) -> None:
         )
 
 
-def _read(name: str, file: str) -> str:
+def _wish(name: str) -> Path:
+    """The file with what the user wants; it outlives the VM."""
+    return state.folder(name) / "network-wanted"
+
+
+def _read(path: Path) -> str:
     try:
-        return (state.folder(name) / file).read_text("utf-8").strip()
+        return path.read_text("utf-8").strip()
     except (OSError, ValueError):
         return ""

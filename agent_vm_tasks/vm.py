@@ -244,7 +244,7 @@ def forget(name: str) -> None:
     """Remove what is kept here of a VM that is no more, but what was kept of its workspaces."""
     guest.disconnect(name)
     for file in (_ready_mark(name), _unused_mark(name), guest.config(name), guest.known_hosts(name),
-                 secrets.key_file(name)):  # fmt: skip
+                 secrets.key_file(name), network.noted(name)):  # fmt: skip
         file.unlink(missing_ok=True)
 
 
@@ -295,7 +295,7 @@ def _keep(instance: Instance, say: Say) -> list[str]:
 
 def _boot(settings: Settings, instance: Instance, say: Say) -> Instance:
     arguments, slow = _acceleration(settings)
-    planned = network.plan(settings)
+    planned = network.plan(settings, instance)
     for line in filter(None, (slow, planned.warning)):
         say(line)
     creation.refuse_strange(instance, lima.asked(instance))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_vm_tasks import host, network, render, settings
+from agent_vm_tasks import host, lima, network, render, settings
 from agent_vm_tasks.errors import AgentVMError
 
 from .conftest import VM
@@ -109,6 +109,12 @@ def alive(pid: int) -> bool:
 # Modes
 
 
+def made(boot: str = f"DNS={render.RESOLVER}") -> lima.Instance:
+    """A VM whose boot script is this."""
+    config = {"provision": [{"script": boot}]}
+    return lima.Instance(VM, "Stopped", Path("/"), 1, 1, 1, 1, "qemu", config=config)
+
+
 @pytest.fixture
 def here(repository: Path, home: Path) -> Path:
     (home / ".config" / "agent-vm").mkdir(parents=True)
@@ -182,9 +188,9 @@ def test_what_a_host_cannot_enforce_is_told_or_refused(
     monkeypatch.setattr(host, "which", lambda name: name if passt else None)
     if not planned:
         with pytest.raises(AgentVMError, match="cannot be offline"):
-            network.plan(settings.load(here))
+            network.plan(settings.load(here), made())
         return
-    plan = network.plan(settings.load(here))
+    plan = network.plan(settings.load(here), made())
     assert (plan.mode, bool(plan.warning)) == (planned, warns)
 
 
@@ -194,5 +200,12 @@ def test_an_old_qemu_cannot_be_joined_to_passt(
 ) -> None:
     monkeypatch.setattr(host, "which", lambda name: name)
     monkeypatch.setattr(host, "qemu_version", lambda: qemu)
-    plan = network.plan(settings.load(here))
+    plan = network.plan(settings.load(here), made())
     assert (plan.mode, "older than 7.2" in plan.warning) == (planned, planned == "open")
+
+
+@pytest.mark.parametrize(("mode", "planned"), [("internet", "open"), ("offline", "offline")])
+def test_a_vm_of_an_older_version_keeps_its_names(here: Path, mode: str, planned: str) -> None:
+    asked(here, mode, "")
+    plan = network.plan(settings.load(here), made(boot="true"))
+    assert (plan.mode, "older agent-vm" in plan.warning) == (planned, planned == "open")
