@@ -27,7 +27,7 @@ import hypothesis
 import pytest
 import yaml
 
-from agent_vm_tasks import data, host, lima, render, state, sync, workspaces
+from agent_vm_tasks import data, host, lima, network, render, state, sync, workspaces
 from agent_vm_tasks import guest as ssh_guest
 
 from .family import send
@@ -302,6 +302,7 @@ def limactl(
     monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("LIMA_HOME", str(made.lima))
     monkeypatch.setattr(host, "service_user", lambda: None)  # one account is enough here
+    monkeypatch.setattr(network, "_lack", lambda _: "")  # as where passt is installed
     monkeypatch.setattr(render, "GUEST_USER", USER)
     monkeypatch.setattr(lima, "POLL", 0.01)
     yield made

@@ -172,7 +172,9 @@ def test_status_of_a_stopped_and_of_a_running_vm(
     point = home / ".agent-vm-mounts" / "workspace"
     lines = [
         "State: Running", "CPUs: 4", "Memory: 8 GiB", "Disk: 100 GiB",
-        f"Mount: {point} (not mounted)", "Workspaces: none",
+        f"Mount: {point} (not mounted)",
+        "Network: internet: the internet, not the services of this machine's loopback",
+        "Workspaces: none",
     ]  # fmt: skip
     assert agent_vm("status").out.splitlines() == lines
     agent_vm("stop")
@@ -206,7 +208,7 @@ def test_status_as_json(limactl: Limactl, guest: Guest, agent_vm: Command) -> No
     assert now == {
         "name": VM, "state": "Running", "cpus": 4, "memory": 8192, "disk": 102400,
         "mount": str(Path.home() / ".agent-vm-mounts" / "workspace"), "mounted": False,
-        "trouble": "",
+        "network": "open", "trouble": "",
     }  # fmt: skip
     assert row["folder"] == "app-fix"
     assert (row["unfetched"], row["untracked"], row["stashes"]) == (1, 1, 0)
