@@ -118,7 +118,7 @@ def _unsent(ws: Workspace, result: Result) -> AgentVMError:
 
 def create(ws: Workspace) -> str:
     """Make the empty workspace in the guest; its folder, or "" when it was there."""
-    repo, folders = ws.repository, (ws.folder, f"{ws.folder}-{ws.key[:8]}")
+    repo, folders = ws.repository, ws.folders
     with guest.understood():
         made, folder = guest.script(
             ws.vm, "workspace-create.sh",

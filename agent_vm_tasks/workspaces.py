@@ -64,6 +64,11 @@ class Workspace:
         return folder_name(self.repository.name, self.branch)
 
     @property
+    def folders(self) -> tuple[str, str]:
+        """The folder it gets, and the one it gets where another repository has that."""
+        return self.folder, f"{self.folder}-{self.key[:8]}"
+
+    @property
     def path(self) -> str:
         """Where it is, from the guest's home: a link by key, so no answer of the guest decides."""
         return f".agent-vm/workspaces/{self.key}"

@@ -175,7 +175,7 @@ def clean_all(c: Context, force: bool = False) -> None:
 
 def _lost(row: workspaces.Row, ws: Workspace) -> bool:
     """Whether it is the workspace's folder without a .git that could tell so."""
-    return not row.key and row.folder == ws.folder
+    return not row.key and row.folder in ws.folders
 
 
 def _workspace(

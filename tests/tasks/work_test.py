@@ -345,6 +345,19 @@ def test_clean_lists_for_each_workspace_what_would_be_lost(
     assert sorted(path.name for path in vm.workspaces.iterdir()) == ["app-one", "app-two"]
 
 
+def test_one_that_has_lost_its_git_beside_another_of_its_name_can_be_deleted(
+    vm: Guest, repository: Path, home: Path, agent_vm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_repository(home / "other" / "app")
+    agent_vm("push", "fix")
+    monkeypatch.chdir(home / "other" / "app")
+    agent_vm("push", "fix")
+    (inside,) = vm.workspaces.glob("app-fix-*")
+    vm.run("rm -rf .git", cwd=inside)
+    assert agent_vm("clean", "fix", "--force").status == 0
+    assert [path.name for path in vm.workspaces.iterdir()] == ["app-fix"]
+
+
 @pytest.mark.parametrize("typed", ["n\n", "\n", "", "nearly yes\n"])
 def test_clean_at_a_terminal_takes_yes_only(
     vm: Guest,
