@@ -183,7 +183,7 @@ class Stress(RuleBasedStateMachine):
     def clean(self, at: int, fault: Fault, *, force: bool) -> None:
         target = self.world.targets[at]
         in_its_place = {key for key, place in self.now.spaces.items()
-                        if place.broken and place.folder.name == target.folder}  # fmt: skip
+                        if place.broken and place.folder.name in target.folders}  # fmt: skip
         may = {target.key, "undo", *in_its_place}
         words = ("clean", target.branch, *(["--force"] if force else []))
         with self._command(target, *words, fault=fault, may=may if force else set()) as said:

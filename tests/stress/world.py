@@ -42,7 +42,7 @@ class Target:
     repository: str
     branch: str
     key: str
-    folder: str
+    folders: tuple[str, str]
     fetched: str
 
     @property
@@ -183,7 +183,7 @@ class World:
     def _target(self, name: str, branch: str) -> Target:
         repository = workspaces.repository(self.repository(name))
         made = workspaces.workspace(VM, repository, branch)
-        return Target(name, branch, made.key, made.folder, made.ref)
+        return Target(name, branch, made.key, made.folders, made.ref)
 
     def _forget_disk(self) -> None:
         for name in ("workspace", ".agent-vm"):
