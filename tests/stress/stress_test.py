@@ -356,6 +356,7 @@ def test_no_work_is_lost(home: Path, limactl: Limactl, monkeypatch: pytest.Monke
     try:
         run_state_machine_as_test(run, settings=how)
     except BaseException:
-        if failures:
-            pytest.fail(failures[0], pytrace=False)
-        raise
+        if not failures:
+            raise
+    if failures:
+        pytest.fail(failures[0], pytrace=False)
