@@ -20,6 +20,8 @@ QEMU_TO_EMULATE = (8, 0, 0)
 """Debian 13 guests panic under the emulation of an older QEMU."""
 QEMU_WITH_PASST = (7, 2, 0)
 """The first QEMU that can be joined to passt: -netdev stream (QEMU's ChangeLog/7.2)."""
+PASST_MINIMUM = 20240101
+"""The day of a passt that may be used: that of Debian 12 (2023) stops to pass on what comes in."""
 DISK_WANTED = 10
 """GiB that should be free where the VM's disk lies."""
 PATIENCE = 9.0
@@ -162,6 +164,16 @@ def qemu_version() -> tuple[int, int, int] | None:
     return _version(process.run([qemu, "--version"], check=False, timeout=PATIENCE).stdout)
 
 
+def passt_day() -> int:
+    """The day of this machine's passt as YYYYMMDD, which is its version; 0 without one."""
+    passt = which("passt")
+    if not passt:
+        return 0
+    said = process.run([passt, "--version"], check=False, timeout=PATIENCE).stdout
+    day = re.search(r"(20\d\d)[_-]?(\d\d)[_-]?(\d\d)", said)
+    return int("".join(day.groups())) if day else 1
+
+
 def has_contain_symlinks() -> bool:
     """Whether sshfs is there and keeps links inside the mount (CVE-2026-47187)."""
     sshfs = shutil.which("sshfs")
@@ -271,9 +283,12 @@ def _quiet_kvm() -> Kvm:
 
 
 def _passt() -> Check:
-    found = which("passt")
-    fix = "" if found else f"{_SETUP}; without it the VM reaches services of this machine"
-    return Check("passt", bool(found), required=False, detail=found or "not installed", fix=fix)
+    day = passt_day()
+    detail = "not installed" if not day else f"of {day}" if day > 1 else "of unknown age"
+    if usable := day >= PASST_MINIMUM:
+        return Check("passt", usable, required=False, detail=detail)
+    fix = "install one of 2024 or newer; without it the VM reaches services of this machine"
+    return Check("passt", usable, required=False, detail=detail, fix=fix)
 
 
 def _image_builder() -> Check:

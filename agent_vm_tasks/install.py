@@ -96,7 +96,8 @@ def _wanted() -> list[str]:
     if os.geteuid() != 0:
         builder["uidmap"] = "newuidmap"  # mmdebstrap without root
     programs = {"openssh-client": "ssh-keygen", "git": "git", "qemu-utils": "qemu-img"}
-    if (host.qemu_version() or (0,)) >= host.QEMU_WITH_PASST:  # older releases have no passt
+    joins = (host.qemu_version() or (0,)) >= host.QEMU_WITH_PASST
+    if joins and _codename() != "bookworm":  # whose passt is too old; older releases have none
         programs["passt"] = "passt"
     programs |= builder if host.which("apt-get") else {}
     missing = [package for package, program in programs.items() if not host.which(program)]

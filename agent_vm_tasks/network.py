@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 _MACOS = "that can be kept from it under QEMU on Linux only"
-_NO_PASST = "passt is not installed (`agent-vm setup` does that)"
+_NO_PASST = "there is no passt of 2024 or newer"
 _OLD_QEMU = "this QEMU is older than 7.2"
 
 
@@ -63,7 +63,7 @@ def plan(chosen: Settings, instance: Instance) -> Plan:
 def _lack(chosen: Settings) -> str:
     if chosen.vm.vm_type == "vz" or host.is_macos():
         return _MACOS
-    if not host.which("passt"):
+    if host.passt_day() < host.PASST_MINIMUM:
         return _NO_PASST
     version = host.qemu_version()
     return _OLD_QEMU if version and version < host.QEMU_WITH_PASST else ""

@@ -185,7 +185,8 @@ def test_what_a_host_cannot_enforce_is_told_or_refused(
 ) -> None:
     asked(here, mode, "")
     monkeypatch.setattr(host, "is_macos", lambda: macos)
-    monkeypatch.setattr(host, "which", lambda name: name if passt else None)
+    monkeypatch.setattr(host, "passt_day", lambda: 20250503 if passt else 0)
+    monkeypatch.setattr(host, "qemu_version", lambda: (10, 0, 0))
     if not planned:
         with pytest.raises(AgentVMError, match="cannot be offline"):
             network.plan(settings.load(here), made())
@@ -198,14 +199,37 @@ def test_what_a_host_cannot_enforce_is_told_or_refused(
 def test_an_old_qemu_cannot_be_joined_to_passt(
     here: Path, monkeypatch: pytest.MonkeyPatch, qemu: tuple[int, int, int], planned: str
 ) -> None:
-    monkeypatch.setattr(host, "which", lambda name: name)
+    monkeypatch.setattr(host, "passt_day", lambda: 20250503)
     monkeypatch.setattr(host, "qemu_version", lambda: qemu)
     plan = network.plan(settings.load(here), made())
     assert (plan.mode, "older than 7.2" in plan.warning) == (planned, planned == "open")
 
 
 @pytest.mark.parametrize(("mode", "planned"), [("internet", "open"), ("offline", "offline")])
-def test_a_vm_of_an_older_version_keeps_its_names(here: Path, mode: str, planned: str) -> None:
+def test_a_vm_of_an_older_version_keeps_its_names(
+    here: Path, monkeypatch: pytest.MonkeyPatch, mode: str, planned: str
+) -> None:
+    monkeypatch.setattr(host, "passt_day", lambda: 20250503)
+    monkeypatch.setattr(host, "qemu_version", lambda: (10, 0, 0))
     asked(here, mode, "")
     plan = network.plan(settings.load(here), made(boot="true"))
     assert (plan.mode, "older agent-vm" in plan.warning) == (planned, planned == "open")
+
+
+@pytest.mark.parametrize(
+    ("said", "planned"),
+    [
+        ("passt 0.0~git20250503.587980c-2", "internet"),
+        ("passt 2024_02_20.1e6f92b", "internet"),
+        ("passt 0.0~git20230309.7c7625d-1", "open"),
+        ("passt unknown version", "open"),
+    ],
+)
+def test_a_passt_that_loses_connections_is_not_used(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, planned: str
+) -> None:
+    script(tmp_path, "passt", f"echo '{said}'")
+    script(tmp_path, f"qemu-system-{host.arch()}", "echo QEMU emulator version 10.0.0")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    plan = network.plan(settings.load(here), made())
+    assert (plan.mode, "2024 or newer" in plan.warning) == (planned, planned == "open")

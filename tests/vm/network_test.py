@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import User, inside
+from .conftest import PROGRAM, User, inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +85,10 @@ def test_offline_reaches_nothing_and_work_goes_on(vm: User, services: Services) 
 
 def test_the_hosts_loopback_is_out_of_reach_and_names_work(vm: User, services: Services) -> None:
     vm.agent_vm("network", "internet")
-    vm.agent_vm("restart")
+    said = vm.run(PROGRAM, "restart").stderr
+    if "there is no passt of 2024 or newer" in said:
+        assert "Network: open" in vm.agent_vm("status")
+        pytest.skip("this host cannot keep its loopback from the VM, and says so")
     assert "Network: internet" in vm.agent_vm("status")
     assert services.tried(vm) == ""
     assert services.heard() == b""
@@ -95,9 +98,12 @@ def test_the_hosts_loopback_is_out_of_reach_and_names_work(vm: User, services: S
 def test_an_audit_of_a_real_vm_makes_every_attack_and_all_fail(vm: User) -> None:
     with_key = vm.having(ANTHROPIC_API_KEY="sk-canary-0123456789")
     with_key.agent_vm("secrets")
-    found = json.loads(with_key.agent_vm("audit", "--json"))
-    assert {each["promise"]: each["held"] for each in found["findings"]} == dict.fromkeys(
-        ("mounts", "git", "links", "identity", "impostor", "keys", "ports", "network"), True
+    found = json.loads(with_key.run(PROGRAM, "audit", "--json").stdout)
+    held = {each["promise"]: each["held"] for each in found["findings"]}
+    enforced = "Network: open" not in vm.agent_vm("status")
+    assert held.pop("network") is enforced
+    assert held == dict.fromkeys(
+        ("mounts", "git", "links", "identity", "impostor", "keys", "ports"), True
     )
     vm.agent_vm("secrets", "--clear")
 
