@@ -96,9 +96,7 @@ def findings(scene: Scene) -> list[Finding]:
 def _made(attack: Attack, scene: Scene) -> Finding:
     try:
         through = attack.make(scene)
-    except NotTriedError as error:
-        return Finding(attack.promise, attack.tried, None, str(error))
-    except AgentVMError as error:
+    except (NotTriedError, AgentVMError) as error:
         return Finding(attack.promise, attack.tried, None, str(error))
     fix = attack.fix if through else ""
     return Finding(attack.promise, attack.tried, not through, through, fix)
@@ -123,10 +121,11 @@ def _scene(settings: Settings) -> Iterator[Scene]:
 
 
 def _fields(said: list[str]) -> dict[str, str]:
-    fields = dict(each.partition("=")[::2] for each in said)
-    if "done" not in fields:
-        raise AgentVMError("the VM gave a strange answer", "its ~/.bashrc may not print anything")
-    return fields
+    with guest.understood():
+        fields = dict(each.partition("=")[::2] for each in said)
+        if "done" not in fields:
+            raise ValueError(said)
+        return fields
 
 
 @contextlib.contextmanager
@@ -175,11 +174,9 @@ def _git(scene: Scene) -> str:
 def _links(scene: Scene) -> str:
     argv = ["head", "-c", "100", str(scene.mounted / "link")]
     read = process.run(argv, check=False, timeout=10)
-    return (
-        "a link in the workspace led to a file of this machine"
-        if scene.canary in read.stdout
-        else ""
-    )
+    if scene.canary in read.stdout:
+        return "a link in the workspace led to a file of this machine"
+    return ""
 
 
 def _identity(scene: Scene) -> str:
@@ -197,11 +194,8 @@ def _impostor(scene: Scene) -> str:
     (scene.folder / "known_hosts").write_text(f"{scene.name} {kind} {public}\n")
     own = ("-o", "ControlPath=none", "-o", f"UserKnownHostsFile={scene.folder}/known_hosts")
     argv = [*guest.ssh(scene.name, *own), "true"]
-    return (
-        "ssh went to a host with another key"
-        if process.run(argv, check=False, timeout=20).ok
-        else ""
-    )
+    done = process.run(argv, check=False, timeout=20)
+    return "ssh went to a host with another key" if done.ok else ""
 
 
 def _keys(scene: Scene) -> str:

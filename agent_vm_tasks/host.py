@@ -68,6 +68,11 @@ def is_macos() -> bool:
     return platform.system() == "Darwin"
 
 
+def uses_qemu(vm_type: str) -> bool:
+    """Whether Lima runs such a VM by QEMU here; macOS has its own hypervisor."""
+    return vm_type != "vz" and not is_macos()
+
+
 def arch() -> str:
     """QEMU's name for this machine's architecture."""
     machine = platform.machine().lower()

@@ -9,7 +9,7 @@ import contextlib
 import os
 import sys
 from io import TextIOWrapper
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,9 +33,7 @@ FLAGS = {
 }
 """What the bare word behind a verb stands for."""
 TAKES_COMMAND = {"connect", "git"}
-TAKES_VALUE = {
-    *BRANCH, *FLAGS["undo"], *FLAGS["network"], *FLAGS["trust"], "--command", "-c",
-}  # fmt: skip
+TAKES_VALUE = {*chain.from_iterable(FLAGS.values()), "--command", "-c"}
 
 
 class AgentVM(Program):

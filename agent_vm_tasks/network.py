@@ -61,7 +61,7 @@ def plan(chosen: Settings, instance: Instance) -> Plan:
 
 
 def _lack(chosen: Settings) -> str:
-    if chosen.vm.vm_type == "vz" or host.is_macos():
+    if not host.uses_qemu(chosen.vm.vm_type):
         return _MACOS
     if host.passt_day() < host.PASST_MINIMUM:
         return _NO_PASST

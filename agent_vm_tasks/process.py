@@ -300,7 +300,7 @@ def relay(
         kill(child)
         raise
     close(child)
-    return status if status >= 0 else 128 - status
+    return _as_in_a_shell(status)
 
 
 def _hand_on(ends: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
@@ -328,6 +328,10 @@ def interactive(argv: Sequence[str], look: Callable[[], None] | None = None) -> 
         raise _unusable(argv[0], error) from None
     finally:
         signal.signal(signal.SIGINT, previous)
+    return _as_in_a_shell(status)
+
+
+def _as_in_a_shell(status: int) -> int:
     return status if status >= 0 else 128 - status
 
 

@@ -7,7 +7,7 @@ import platform
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from . import data
+from . import data, host
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def qemu(*, mode: str, qemu: str, passt: str, folder: Path) -> str:
 
 def resolver(settings: Settings) -> str:
     """Where the guest asks for names; "" where Lima's network is another one."""
-    other = settings.vm.vm_type == "vz" or platform.system() == "Darwin"
-    return "" if other else RESOLVER
+    return RESOLVER if host.uses_qemu(settings.vm.vm_type) else ""
 
 
 def _image(image: Image) -> dict[str, Any]:

@@ -420,7 +420,7 @@ def _acceleration(settings: Settings) -> tuple[str, str]:
 
     Lima takes KVM when the device file exists.
     """
-    if host.is_macos() or settings.vm.vm_type == "vz":
+    if not host.uses_qemu(settings.vm.vm_type):
         return "", ""
     if settings.vm.accel == "kvm":
         return "", ""

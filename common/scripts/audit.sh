@@ -10,8 +10,8 @@ say mounts "$(awk '$0 ~ / - (9p|virtiofs|fuse\.sshfs) / { print $5 }' /proc/self
 say agent "${SSH_AUTH_SOCK-}${DISPLAY-}"
 say names "$(hostname) $(id -un) $(getent passwd "$(id -u)" | cut -d: -f5,6) $(cat /etc/timezone 2> /dev/null)"
 for address in 192.168.5.2 192.168.5.3 fec0::2 "$(ip -6 route show default 2> /dev/null | awk '{ print $3 "%" $5; exit }')"; do
-    [ "$address" = % ] || said=$(timeout 2 bash -c "head -c 100 < /dev/tcp/$address/$port" 2> /dev/null)
-    [ -z "${said-}" ] || say "reached" "$address $said"
+    said=$(timeout 2 bash -c "head -c 100 < /dev/tcp/$address/$port" 2> /dev/null)
+    [ -z "$said" ] || say reached "$address $said"
 done
 
 folder=$HOME/workspace/.agent-vm-audit

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# The time, then a row for every workspace: folder, key, repository, branch, commits that the host does not have,
-# changed files, untracked files, stashes, and of those commits what is not on the workspace's own
-# branch, as lines of count and branch; each NUL-ended. "?" stands for what could not be found out.
+# The time, then a row for every workspace: folder, key, repository, branch, commits that the host
+# does not have, changed files, untracked files, stashes, and of those commits what is not on the
+# workspace's own branch, as lines of count and branch; each NUL-ended. "?" stands for what could not be found out.
 # Arguments: KEY=COMMIT for what the host has. One `git status` and one `git rev-list` a workspace,
 # all side by side: a program costs 40 ms to start in an emulated guest.
 set -uo pipefail
