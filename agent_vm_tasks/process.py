@@ -160,6 +160,7 @@ def popen(
     cwd: str | Path | None = None,
     user: str | None = None,
     stdin: int | IO[bytes] = subprocess.PIPE,
+    stdout: int | IO[bytes] = subprocess.PIPE,
     stderr: int | IO[bytes] = subprocess.PIPE,
     mortal: bool = False,
 ) -> subprocess.Popen[bytes]:
@@ -170,7 +171,7 @@ def popen(
             child = subprocess.Popen(
                 argv,
                 stdin=stdin,
-                stdout=subprocess.PIPE,
+                stdout=stdout,
                 stderr=stderr,
                 env=env,
                 cwd=cwd,
