@@ -21,8 +21,9 @@ QEMU_TO_EMULATE = (8, 0, 0)
 """Debian 13 guests panic under the emulation of an older QEMU."""
 QEMU_WITH_PASST = (7, 2, 0)
 """The first QEMU that can be joined to passt: -netdev stream (QEMU's ChangeLog/7.2)."""
-PASST_MINIMUM = 20240101
-"""The day of a passt that may be used: that of Debian 12 (2023) stops to pass on what comes in."""
+PASST_MINIMUM = 20260728
+"""The day of the oldest passt that a VM was seen to work with: that of 2023-03-09 (Debian 12) stops
+to pass on what comes in, that of 2025-05-03 (Debian 13) crashes while the guest boots."""
 DISK_WANTED = 10
 """GiB that should be free where the VM's disk lies."""
 PATIENCE = 9.0
@@ -30,7 +31,7 @@ PATIENCE = 9.0
 
 _SETUP = "run `agent-vm setup`"
 _LEAST = ".".join(str(number) for number in LIMA_MINIMUM)
-_LIMA_FOLDERS = ("~/.local/bin", "/usr/local/bin")  # where setup puts it, on PATH or not
+_OUR_FOLDERS = ("~/.local/bin", "/usr/local/bin")  # where setup puts it, on PATH or not
 _KVM_DEVICE = Path("/dev/kvm")
 _SYSTEM_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"  # not on the PATH of Debian's plain users
 
@@ -128,7 +129,7 @@ def service_home() -> Path:
 
 def limactl() -> str:
     """Find the full path of limactl; raises AgentVMError when there is none."""
-    ours = [str(Path(folder).expanduser()) for folder in _LIMA_FOLDERS]
+    ours = [str(Path(folder).expanduser()) for folder in _OUR_FOLDERS]
     found = shutil.which("limactl", path=os.pathsep.join([os.environ.get("PATH", ""), *ours]))
     if not found:
         raise AgentVMError("limactl (Lima) is not installed", _SETUP)
@@ -170,12 +171,23 @@ def qemu_version() -> tuple[int, int, int] | None:
     return _version(process.run([qemu, "--version"], check=False, timeout=PATIENCE).stdout)
 
 
+def qemu_joins_passt() -> bool:
+    """Whether this machine's QEMU, if it tells its version, can be joined to passt."""
+    return (qemu_version() or (0,)) >= QEMU_WITH_PASST
+
+
+def passt() -> str | None:
+    """Find the full path of passt; one that setup built goes first."""
+    ours = [str(Path(folder).expanduser()) for folder in _OUR_FOLDERS]
+    return shutil.which("passt", path=os.pathsep.join(ours)) or which("passt")
+
+
 def passt_day() -> int:
     """The day of this machine's passt as YYYYMMDD, which is its version; 0 without one."""
-    passt = which("passt")
-    if not passt:
+    program = passt()
+    if not program:
         return 0
-    day = re.search(r"(20\d\d)[_-]?(\d\d)[_-]?(\d\d)", _told_to_terminal([passt, "--version"]))
+    day = re.search(r"(20\d\d)[_-]?(\d\d)[_-]?(\d\d)", _told_to_terminal([program, "--version"]))
     return int("".join(day.groups())) if day else 1
 
 
@@ -311,7 +323,7 @@ def _passt() -> Check:
     detail = "not installed" if not day else f"of {day}" if day > 1 else "of unknown age"
     if usable := day >= PASST_MINIMUM:
         return Check("passt", usable, required=False, detail=detail)
-    fix = "install one of 2024 or newer; without it the VM reaches services of this machine"
+    fix = "run `agent-vm setup`; without a newer one the VM reaches services of this machine"
     return Check("passt", usable, required=False, detail=detail, fix=fix)
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import host, install_lima, process, steps
+from . import host, install_lima, install_passt, process, steps
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def setup(packages: Packages, say: Say) -> list[host.Check]:
     left_to_do = _packages(say)
     try:
         install_lima.install(packages, say)
+        if not left_to_do and install_passt.wanted(_codename()):
+            install_passt.install(_archive("passt")[0], say)
     finally:
         for line in left_to_do:
             say(line)
@@ -96,8 +98,9 @@ def _wanted() -> list[str]:
     if os.geteuid() != 0:
         builder["uidmap"] = "newuidmap"  # mmdebstrap without root
     programs = {"openssh-client": "ssh-keygen", "git": "git", "qemu-utils": "qemu-img"}
-    joins = (host.qemu_version() or (0,)) >= host.QEMU_WITH_PASST
-    if joins and _codename() != "bookworm":  # whose passt is too old; older releases have none
+    if install_passt.wanted(_codename()):
+        programs |= install_passt.COMPILER
+    elif _codename() not in install_passt.BUILT_ON and host.qemu_joins_passt():
         programs["passt"] = "passt"
     programs |= builder if host.which("apt-get") else {}
     missing = [package for package, program in programs.items() if not host.which(program)]
@@ -155,15 +158,20 @@ def _sources(suite: str) -> list[tuple[str, str]]:
             if release == suite and origin.startswith("Debian")]  # fmt: skip
 
 
-def _backports_entry(suite: str) -> list[str]:
-    """Lines of an apt source for `suite`, from where this host has the rest of its Debian."""
+def _archive(what: str) -> tuple[str, str]:
+    """The Debian archive of this host, where `what` shall come from: its address and its entry."""
     found = _sources(_codename())
     if not found:
         raise AgentVMError(
-            f"QEMU must come from {suite}, and apt has no list of a Debian archive to find it by",
+            f"{what}: apt has no list of a Debian archive to find it by",
             f"check the network and apt's sources, {steps.AGAIN}",
         )
-    uri, entry = found[0]
+    return found[0]
+
+
+def _backports_entry(suite: str) -> list[str]:
+    """Lines of an apt source for `suite`, from where this host has the rest of its Debian."""
+    uri, entry = _archive(f"QEMU must come from {suite}")
     lines = ["Types: deb", f"URIs: {uri}", f"Suites: {suite}", "Components: main"]
     text = Path(entry.rpartition(":")[0]).read_text("utf-8", "replace")
     key = re.search(r"signed-by\s*[:=]\s*(/[^\s\],]+)", text, re.IGNORECASE)

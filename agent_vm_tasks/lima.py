@@ -39,6 +39,8 @@ _SOCKET = "ssh.sock.1234567890123456"
 """What ssh names its socket before it is ready (Lima's filenames.LongestSock)."""
 
 LOGS = ("serial.log", "ha.stderr.log", "ha.stdout.log")
+PASST = "passt.pid"
+"""Where the wrapper of network.py has passt leave its process id."""
 
 _PASSED_ON = (
     "LANG", "LIMA_HOME", "PATH", "TMPDIR", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR",
@@ -127,8 +129,8 @@ def start(instance: Instance, say: Say, extra_env: Mapping[str, str]) -> None:
     """
     argv = [host.limactl(), "start", "--tty=false", f"--timeout={START_TIMEOUT}s", instance.name]
     user = host.service_user()
-    for log in LOGS:  # Lima empties them, but not before they could be read as this boot's
-        (instance.dir / log).unlink(missing_ok=True)
+    for file in (*LOGS, PASST):  # they could be read as this boot's before they are written anew
+        (instance.dir / file).unlink(missing_ok=True)
     if not instance.ran:
         _discard_disk(instance)
     env = {**environment(), **extra_env}
@@ -270,6 +272,19 @@ def _raise_if_lost(folder: Path) -> None:
         if sign in _end_of(folder / name):
             hint = f"{advice}; see {folder / name}" if advice else f"see {folder / name}"
             raise AgentVMError(f"the VM did not start: {meaning}", hint)
+    if _ended(folder / PASST):
+        raise AgentVMError(
+            "the VM did not start: passt, its network, crashed",
+            "`agent-vm network open` goes without it, then `agent-vm start`",
+        )
+
+
+def _ended(pid_file: Path) -> bool:
+    """Whether the process that wrote the file is gone."""
+    try:
+        return not Path(f"/proc/{int(pid_file.read_text('utf-8'))}").exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _step(folder: Path) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 _MACOS = "that can be kept from it under QEMU on Linux only"
-_NO_PASST = "there is no passt of 2024 or newer"
+_NO_PASST = f"there is no passt of {host.PASST_MINIMUM // 10000} or newer"
 _OLD_QEMU = "this QEMU is older than 7.2"
 
 
@@ -86,7 +86,7 @@ def qemu(instance: Instance, mode: str) -> Path:
     if not real:
         raise AgentVMError(f"{program} is not installed", "run `agent-vm setup`")
     path = instance.dir / "agent-vm-qemu"
-    passt = host.which("passt") or ""
+    passt = host.passt() or ""
     path.write_text(render.qemu(mode=mode, qemu=real, passt=passt, folder=instance.dir), "utf-8")
     path.chmod(0o755)
     return path

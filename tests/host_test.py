@@ -28,7 +28,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(host, "_SYSTEM_FOLDERS", "")
-    monkeypatch.setattr(host, "_LIMA_FOLDERS", ("~/.local/bin",))
+    monkeypatch.setattr(host, "_OUR_FOLDERS", ("~/.local/bin",))
     return folder
 
 

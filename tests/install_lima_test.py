@@ -31,7 +31,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(host, "_SYSTEM_FOLDERS", "")
-    monkeypatch.setattr(host, "_LIMA_FOLDERS", ("~/.local/bin",))
+    monkeypatch.setattr(host, "_OUR_FOLDERS", ("~/.local/bin",))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")

@@ -43,9 +43,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Debian 12 of root's on x86-64, without KVM, that lacks nothing; its programs' folder."""
     folder = tmp_path / "programs"
     folder.mkdir()
-    for name in ("git", "ssh", "ssh-keygen", "qemu-img", "mmdebstrap", "mke2fs", "newuidmap",
-                 "passt"):  # fmt: skip
+    for name in ("git", "ssh", "ssh-keygen", "qemu-img", "mmdebstrap", "mke2fs", "newuidmap"):
         script(folder, name)
+    script(folder, "passt", "echo passt 0.0~git20260728.f8df3f1")
     script(folder, "limactl", "echo limactl version 2.2.0")
     script(folder, "sshfs", "echo contain_symlinks")
     script(folder, "qemu-system-x86_64", QEMU_10)
@@ -53,7 +53,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{folder}:{only_tools(tmp_path / 'tools')}")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(host, "_SYSTEM_FOLDERS", "")
-    monkeypatch.setattr(host, "_LIMA_FOLDERS", ())
+    monkeypatch.setattr(host, "_OUR_FOLDERS", ())
     monkeypatch.setattr(host, "_KVM_DEVICE", tmp_path / "kvm")
     monkeypatch.setattr(host, "service_user", lambda: None)
     monkeypatch.setattr(host, "account_exists", lambda: True)
@@ -109,12 +109,58 @@ def test_passt_is_for_a_qemu_that_can_be_joined_to_it(
     machine: Path, monkeypatch: pytest.MonkeyPatch, told: Told, *, qemu: str, wanted: bool
 ) -> None:
     monkeypatch.setattr(host, "kvm", lambda: host.Kvm(works=True, reason=""))
-    debian(monkeypatch, "trixie")
+    debian(monkeypatch, "forky")
     script(machine, "qemu-system-x86_64", f"echo QEMU emulator version {qemu}")
     (machine / "passt").unlink()
-    installs(machine, passt="echo passt 0.0~git20250503.587980c-2")
+    installs(machine, passt="echo passt 0.0~git20261002.cba3570-1")
     checks = {check.name: check.ok for check in install.setup(Packages(), told)}
     assert (f"{INSTALL} passt" in changes(machine)) == checks["passt"] == wanted
+
+
+@pytest.fixture
+def old_passt(machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Debian 13 with a compiler; its apt gives out a source whose make makes a new passt."""
+    debian(monkeypatch, "trixie")
+    monkeypatch.setattr(host, "_OUR_FOLDERS", (str(tmp_path / ".local/bin"),))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    script(machine, "passt", "echo passt 0.0~git20250503.587980c-2")
+    for name in ("gcc", "gencat"):
+        script(machine, name)
+    new = """for name in passt passt.avx2; do
+        printf '#!/bin/sh\\necho passt %s\\n' "${5#*=}" > "$2/$name"; done"""
+    script(machine, "make", new)
+    source = "passt_0.0~git20260728.f8df3f1.orig.tar.xz"
+    apt = f"""case $* in
+        *indextargets*) echo "Debian|trixie|http://mirror.example/debian|/d.list:1";;
+        *source*) mkdir src; touch src/Makefile; tar -cf {source} src;;
+        esac"""
+    script(machine, "apt-get", apt)
+    return machine
+
+
+def test_a_passt_that_crashes_is_built_anew(old_passt: Path, told: Told) -> None:
+    checks = {check.name: check for check in install.setup(Packages(), told)}
+    assert (checks["passt"].ok, checks["passt"].detail) == (True, "of 20260728")
+    assert changes(old_passt) == []
+    before = len(told)
+    install.setup(Packages(), told)
+    assert len(told) == before
+
+
+def test_without_the_source_there_is_a_vm_but_its_network_is_open(
+    old_passt: Path, told: Told
+) -> None:
+    script(old_passt, "make", "echo no space left on device >&2; exit 1")
+    checks = {check.name: check for check in install.setup(Packages(), told)}
+    assert (checks["passt"].ok, checks["passt"].required) == (False, False)
+    assert "  passt could not be built: make failed: the disk is full" in " ".join(told)
+
+
+def test_building_passt_wants_a_compiler(old_passt: Path, told: Told) -> None:
+    (old_passt / "gencat").unlink()
+    with pytest.raises(AgentVMError, match="not all could be installed"):
+        install.setup(Packages(), told)
+    assert f"  {INSTALL} libc6-dev" in told
 
 
 def test_a_second_run_does_nothing(machine: Path, told: Told) -> None:

@@ -212,9 +212,16 @@ def test_what_qemu_complains_of_is_put_in_plain_words(
     assert error.hint.endswith("/instance/ha.stderr.log")
 
 
+def test_a_crash_of_the_network_is_told_at_once(program: Program) -> None:
+    error = lost(program(start_script("sh -c 'echo $$' > $folder/passt.pid; sleep 60")))
+    assert error.message == "the VM did not start: passt, its network, crashed"
+    assert "network open" in error.hint
+
+
 def test_the_log_of_an_earlier_boot_does_not_count(program: Program) -> None:
     folder = program(start_script("sleep 0.2"))
     (folder.parent / "instance").mkdir()
+    (folder.parent / "instance" / "passt.pid").write_text("4000000000\n")
     old = folder.parent / "instance" / "serial.log"
     old.write_text("Kernel panic\n")
     os.utime(old, (time.time() - 60, time.time() - 60))

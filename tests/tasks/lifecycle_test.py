@@ -81,7 +81,7 @@ def test_settings_of_the_repository_count(
 def test_without_limactl_every_verb_says_what_to_run(
     home: Path, agent_vm: Command, monkeypatch: pytest.MonkeyPatch, argv: list[str]
 ) -> None:
-    monkeypatch.setattr(host, "_LIMA_FOLDERS", ())
+    monkeypatch.setattr(host, "_OUR_FOLDERS", ())
     monkeypatch.setenv("PATH", str(tools(home, "git", "ssh", "ssh-keygen")))
     said = agent_vm(*argv)
     assert (said.status, said.out) == (1, "")
