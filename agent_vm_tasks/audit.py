@@ -8,67 +8,35 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
-import secrets as random
+import pwd
+import re
 import socket
-import tempfile
-import threading
+import time
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import creation, guest, lima, mount, network, process, secrets, vm
-from .errors import AgentVMError
+from . import audit_scene, creation, golden, guest, intact, lima, mount, network, process, vm
+from .errors import AgentVMError, UsageError
+from .intact import Finding, NotTriedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
+    from .audit_scene import Scene, Told
     from .settings import Settings
 
-LARGEST_LOG = 64 * 2**20
-"""Bytes of a file of Lima's in which keys are looked for: larger ones are disks."""
-SHORTEST_KEY = 8
-LISTENS = 3.0
-"""Seconds for a port that the guest opens to show up here."""
-FOLDER = ".agent-vm-audit"
-
-
-class NotTriedError(Exception):
-    """Why an attack could not be made."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """`held`: None where nothing was tried; `detail` says what got through, or why not."""
-
-    promise: str
-    tried: str
-    held: bool | None
-    detail: str = ""
-    fix: str = ""
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What an audit has laid out: `folder` on this machine, and what the guest reported."""
-
-    settings: Settings
-    folder: Path
-    canary: str
-    listening: int
-    said: dict[str, str]
-
-    @property
-    def name(self) -> str:
-        return self.settings.vm.name
-
-    @property
-    def mounted(self) -> Path:
-        """The guest's folder of the audit as this machine shows it."""
-        path = mount.point(self.settings)
-        there = mount.current(path)
-        if there is None or not there.ours:
-            raise NotTriedError("the workspaces are not mounted")
-        return path / FOLDER
+LARGEST_SAID = 2**26
+"""Bytes of a log of Lima's: each is bounded well below."""
+SEARCH = 20.0
+"""Seconds for a kept disk to be read through."""
+SHOWS_UP = 4.0
+"""Seconds for a port that the guest opens to show up here: Lima's agent looks every three."""
+REPORT = "report it: it is a fault of agent-vm"
+_ACTING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode's categories of characters that act instead of being seen."""
+_V6 = socket.AF_INET6
 
 
 @dataclass(frozen=True)
@@ -84,8 +52,13 @@ class Attack:
 def run(settings: Settings) -> list[Finding]:
     """Make every attack on the running VM; raises AgentVMError where it cannot be entered."""
     vm.require_running(settings.vm.name)
-    with _scene(settings) as scene:
+    with audit_scene.laid_out(settings) as scene:
         return findings(scene)
+
+
+def quick(settings: Settings) -> list[Finding]:
+    """Look whether the VM is what was created; raises AgentVMError where there is none."""
+    return intact.look(settings, vm.require_exists(settings.vm.name))
 
 
 def findings(scene: Scene) -> list[Finding]:
@@ -102,59 +75,11 @@ def _made(attack: Attack, scene: Scene) -> Finding:
     return Finding(attack.promise, attack.tried, not through, through, fix)
 
 
-@contextlib.contextmanager
-def _scene(settings: Settings) -> Iterator[Scene]:
-    """Lay out the canaries, here and in the guest, and take them away again."""
-    canary = random.token_hex(16)
-    with tempfile.TemporaryDirectory(prefix="agent-vm-audit-") as made, _service(canary) as port:
-        folder, listening = Path(made), _free_port()
-        (folder / "canary").write_text(canary)
-        trap = folder / "trap"
-        trap.write_text(f"#!/bin/sh\ntouch '{folder}/ran'\n")
-        trap.chmod(0o755)
-        argv = [str(folder / "canary"), str(trap), str(port), str(listening)]
-        said = guest.script(settings.vm.name, "audit.sh", *argv)
-        try:
-            yield Scene(settings, folder, canary, listening, _fields(said))
-        finally:
-            guest.feed(settings.vm.name, "audit-end.sh", b"")
-
-
-def _fields(said: list[str]) -> dict[str, str]:
-    with guest.understood():
-        fields = dict(each.partition("=")[::2] for each in said)
-        if "done" not in fields:
-            raise ValueError(said)
-        return fields
-
-
-@contextlib.contextmanager
-def _service(canary: str) -> Iterator[int]:
-    """A service on this machine's loopback that gives the canary away; its port."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=_serve, args=(server, canary.encode()), daemon=True).start()
-        yield server.getsockname()[1]
-
-
-def _serve(server: socket.socket, canary: bytes) -> None:
-    with contextlib.suppress(OSError):  # the end of the audit
-        while True:
-            caller, _ = server.accept()
-            with caller:
-                caller.sendall(canary)
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
 # The attacks
 
 
 def _mounts(scene: Scene) -> str:
-    found = vm.require_exists(scene.name)
+    found = scene.instance
     try:
         creation.refuse_strange(found, lima.asked(found))
     except AgentVMError as error:
@@ -179,12 +104,56 @@ def _links(scene: Scene) -> str:
     return ""
 
 
+def _sync(scene: Scene) -> str:
+    told = _heard(scene)
+    if (scene.folder / "hooked").exists():
+        return "a hook that the VM had committed ran here"
+    return f"names that nobody asked for came in: {', '.join(told.refs)}" if told.refs else ""
+
+
+def _private(scene: Scene) -> str:
+    return "commits of a branch that was not named are in the VM" if _heard(scene).private else ""
+
+
+def _terminal(scene: Scene) -> str:
+    text = _heard(scene).text
+    if any(char not in "\n\t" and unicodedata.category(char) in _ACTING for char in text):
+        return "what the VM calls its files reaches the terminal as it is"
+    if "0;audit" not in text:
+        raise NotTriedError("no command printed the VM's text")
+    return ""
+
+
+def _trust(scene: Scene) -> str:
+    told, asked = _heard(scene), (scene.repository / "agent-vm.toml").read_text("utf-8", "replace")
+    if "AGENT_VM_AUDIT" not in asked:
+        raise NotTriedError("the changed agent-vm.toml did not come")
+    refused = told.pushed == UsageError("").status and "not approved by you" in told.text
+    return "" if refused else "a fetched agent-vm.toml counts without your approval"
+
+
+def _heard(scene: Scene) -> Told:
+    if isinstance(scene.told, str):
+        raise NotTriedError(scene.told)
+    if scene.told.fetched:
+        raise NotTriedError(scene.told.text.strip().rpartition("\n")[2])
+    return scene.told
+
+
 def _identity(scene: Scene) -> str:
     if scene.said.get("agent"):
         return "an ssh agent or a display of this machine is in the VM"
-    names = {socket.gethostname(), getpass.getuser()} - {"agent", "root", "localhost"}
-    words = set(scene.said.get("names", "").replace("/", " ").replace(":", " ").split())
-    return f"the VM knows {', '.join(sorted(names & words))}" if names & words else ""
+    known = sorted(_ours() & set(scene.said.get("names", "").splitlines()))
+    return f"the VM knows {', '.join(known)}" if known else ""
+
+
+def _ours() -> set[str]:
+    """Names by which this machine and its user are known; not those that many have."""
+    account = pwd.getpwuid(os.geteuid())
+    zone = os.path.realpath("/etc/localtime").partition("zoneinfo/")[2]
+    names = {socket.gethostname(), getpass.getuser(), account.pw_dir, str(Path.home()), zone,
+             account.pw_gecos.partition(",")[0]}  # fmt: skip
+    return names - {"", "agent", "root", "/root", "/home/agent", "localhost", "Etc/UTC", "UTC"}
 
 
 def _impostor(scene: Scene) -> str:
@@ -199,50 +168,110 @@ def _impostor(scene: Scene) -> str:
 
 
 def _keys(scene: Scene) -> str:
-    values = _values(scene.settings)
+    values = intact.handed_over(scene.settings).values()
     if not values:
         raise NotTriedError("no keys are handed over")
-    folder = vm.require_exists(scene.name).dir
-    marks = (str(folder).encode(), str(guest.config(scene.name)).encode())
-    files = [path for path in folder.iterdir() if path.is_file()]
-    told = [path.read_bytes() for path in files if path.stat().st_size < LARGEST_LOG]
-    commands = [argv for argv in _commands() if any(mark in argv for mark in marks)]
-    leaks = any(value in text for value in values for text in (*told, *commands))
-    return f"a key is in a command line of the VM, or in {folder}" if leaks else ""
+    found = scene.instance
+    files = [path for path in found.dir.iterdir() if path.is_file()]
+    told = [path.read_bytes() for path in files if path.stat().st_size < intact.LARGEST_LOG]
+    argv = [argv for _, argv in intact.commands(scene.name, found)]
+    leaks = any(value in text for value in values for text in (*told, *argv))
+    return f"a key is in a command line of the VM, or in {found.dir}" if leaks else ""
 
 
-def _values(settings: Settings) -> list[bytes]:
-    """What is handed over from this machine and is long enough to be recognized."""
-    given = secrets.collect(settings)
-    pairs = given.variables.items()
-    ours = [value for name, value in pairs if os.environb.get(name.encode()) == value]
-    return [value for value in (*ours, *given.files.values()) if len(value) >= SHORTEST_KEY]
+def _keys_inside(scene: Scene) -> str:
+    if not audit_scene.marks(scene.settings):
+        raise NotTriedError("no keys are handed over")
+    if "keys" not in scene.said:
+        raise NotTriedError("the VM's user is not root there, so it could not look")
+    places = scene.said["keys"].split("\n")
+    return f"a key is in the VM in {', '.join(places)}" if any(places) else ""
 
 
-def _commands() -> Iterator[bytes]:
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it has ended
-            yield path.read_bytes()
+def _keys_kept(scene: Scene) -> str:
+    marks, disks = audit_scene.marks(scene.settings), [kept.folder for kept in golden.kept_disks()]
+    if not marks or not disks:
+        raise NotTriedError("no keys are handed over" if disks else "no disk is kept")
+    argv = ["grep", "--recursive", "--text", "--fixed-strings", "--files-with-matches", "--file=-"]
+    found = process.run(
+        [*argv, *map(str, disks)], stdin=b"\n".join(marks), check=False, timeout=SEARCH
+    )
+    return f"a key is in {', '.join(found.stdout.split())}" if found.ok else ""
 
 
 def _ports(scene: Scene) -> str:
-    for address in ("127.0.0.1", "::1"):
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection((address, scene.listening), LISTENS),
-        ):
-            return f"a port that the VM opened is at {address} here"
-    return ""
+    while True:
+        for address in ("127.0.0.1", "::1"):
+            if _answers(address, scene.listening):
+                return f"a port that the VM opened is at {address} here"
+        if time.monotonic() > scene.began + SHOWS_UP:
+            return intact.listeners(scene.settings, scene.instance)
+        time.sleep(0.2)
+
+
+def _answers(address: str, port: int) -> bool:
+    """Whether somebody is there, by TCP or by UDP."""
+    with contextlib.suppress(OSError), socket.create_connection((address, port), 1):
+        return True
+    with socket.socket(_V6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        asking.settimeout(0.2)
+        with contextlib.suppress(OSError):
+            asking.connect((address, port))
+            asking.send(b"?")
+            return bool(asking.recv(10))
+    return False
 
 
 def _network(scene: Scene) -> str:
     mode = network.in_force(scene.name)
-    if mode == "open" and network.wanted(scene.settings) == "open":
+    if mode == network.wanted(scene.settings) == "open":
         raise NotTriedError("network.mode is open, which allows it")
-    reached = scene.said.get("reached", "")
-    if scene.canary in reached:
+    if reached := scene.said.get("reached", ""):
         return f"the VM reached a service of this machine's loopback at {reached.split()[0]}"
+    if scene.canary.encode() in scene.heard:
+        return "a datagram of the VM came to a service of this machine's loopback"
+    if mode in intact.RESTRICTED and scene.said.get("names_answered"):
+        return f"the network is {mode}, but a name was looked up"
     return ""
+
+
+def _names(scene: Scene) -> str:
+    mode = network.in_force(scene.name)
+    if mode in intact.RESTRICTED:
+        raise NotTriedError(f"the network is {mode}")
+    if not scene.said.get("names_answered"):
+        raise NotTriedError("the VM's resolver gave no answer: perhaps this machine has none")
+    return ""
+
+
+def _walls(_: Scene) -> str:
+    raise NotTriedError("all workspaces of the VM are one account's")
+
+
+def _limits(scene: Scene) -> str:
+    found = scene.instance
+    most = {"CPUs": found.cpus, "MiB of memory": found.memory, "MiB of disk": found.disk}
+    with guest.understood():
+        has = [int(number) for number in scene.said.get("sizes", "").split()]
+        if len(has) != len(most):
+            raise ValueError(has)
+    for number, (what, allowed) in zip(has, most.items(), strict=True):
+        if number > allowed:
+            return f"the VM has {number} {what}, not {allowed}"
+    for path in found.dir.glob("*.log"):
+        if path.stat().st_size > LARGEST_SAID:
+            return f"{path} has {path.stat().st_size >> 20} MiB"
+    return ""
+
+
+def _mount_memory(scene: Scene) -> str:
+    server = mount.server(mount.point(scene.settings)) if scene.mounted else None
+    limits = Path(f"/proc/{server}/limits")
+    if not limits.exists():
+        raise NotTriedError("needs /proc, and the mount's sshfs")
+    found = re.search(r"^Max address space +(\d+)", limits.read_text(), re.MULTILINE)
+    allowed = found is not None and int(found[1]) <= mount.MEMORY_LIMIT
+    return "" if allowed else "the mount's sshfs may fill this machine's memory"
 
 
 ATTACKS = (
@@ -251,11 +280,24 @@ ATTACKS = (
     Attack("git", "settings of a workspace's git that name a program", _git,
            "take the safe.directory out that covers the mount (git config --global --edit)"),
     Attack("links", "a link in a workspace to a file here", _links, "run `agent-vm setup`"),
+    Attack("sync", "hooks, tags, notes and replaced commits for a fetch", _sync, REPORT),
+    Attack("sync", "commits of a branch that was not named", _private, REPORT),
     Attack("identity", "names, agent and display of this machine", _identity,
            "set vm.name and the VM's user apart from yours"),
     Attack("impostor", "a VM with another host key", _impostor, "run `agent-vm doctor --fix`"),
     Attack("keys", "keys in process lists and Lima's files", _keys, "change those keys"),
+    Attack("keys", "keys in the VM's process list, logs, settings and shell histories",
+           _keys_inside, "change those keys"),
+    Attack("keys", "keys in kept disks", _keys_kept, "change those keys, and delete that disk"),
     Attack("ports", "a port that the VM opens", _ports, "`agent-vm destroy`, then start"),
     Attack("network", "this machine's loopback from the VM", _network,
            "run `agent-vm setup`, then `agent-vm restart`"),
+    Attack("network", "names from the VM, which have to work", _names, ""),
+    Attack("terminal", "files and branches whose names steer a terminal", _terminal, REPORT),
+    Attack("trust", "an agent-vm.toml that the VM had changed", _trust, REPORT),
+    Attack("walls", "files of another workspace", _walls, ""),
+    Attack("limits", "what the VM has, and what Lima keeps of its words", _limits,
+           "`agent-vm destroy`, then start"),
+    Attack("limits", "the memory of what serves the mount", _mount_memory,
+           "`agent-vm unmount --force`, then `agent-vm mount`"),
 )  # fmt: skip

@@ -81,6 +81,15 @@ def server(path: Path) -> int | None:
     return None
 
 
+def lacking(path: Path) -> list[str] | None:
+    """Those of our options that the sshfs at `path` was not given; None without one."""
+    for _, argv in _processes():
+        if argv[0].endswith("sshfs") and str(path) in argv:
+            given = ",".join(argv).split(",")
+            return [option for option in _OPTIONS if option not in given]
+    return None
+
+
 def mount(settings: Settings) -> None:
     """Mount the workspaces; does nothing when they are, and heals a mount whose sshfs died.
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import creation, guest, host, lima, mount, network, secrets, state, workspaces
+from . import creation, guest, host, intact, lima, mount, network, secrets, state, workspaces
 from .errors import AgentVMError
 from .settings import explicit
 
@@ -81,7 +81,7 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
         warnings += _install(settings, instance, say, c)
         secrets.push(name, given)
     network.refuse_looser(settings)
-    warnings += ensure_mounted(settings)
+    warnings += [*ensure_mounted(settings), *intact.warnings(settings, instance)]
     return Started(found is None, tuple(warnings))
 
 
@@ -244,7 +244,7 @@ def forget(name: str) -> None:
     """Remove what is kept here of a VM that is no more, but what was kept of its workspaces."""
     guest.disconnect(name)
     for file in (_ready_mark(name), _unused_mark(name), guest.config(name), guest.known_hosts(name),
-                 secrets.key_file(name), network.noted(name)):  # fmt: skip
+                 secrets.key_file(name), network.noted(name), intact.sealed(name)):  # fmt: skip
         file.unlink(missing_ok=True)
 
 
@@ -276,6 +276,7 @@ def _let_go(settings: Settings, say: Say) -> None:
 
 def _created(settings: Settings, say: Say) -> Instance:
     made = creation.create(settings, say)
+    intact.seal(made)
     _unused_mark(made.name).touch()
     return made
 

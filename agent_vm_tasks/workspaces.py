@@ -314,6 +314,11 @@ def remember(ws: Workspace, **commits: str) -> None:
     state.write(record, json.dumps(facts))
 
 
+def forget(ws: Workspace) -> None:
+    """Drop the note on a workspace that is no more."""
+    _record(ws.vm, ws.key).unlink(missing_ok=True)
+
+
 def _facts(record: Path) -> dict[str, str]:
     try:
         facts = json.loads(record.read_text("utf-8"))

@@ -181,7 +181,7 @@ class Limactl:
     def change(self, name: str = VM, **values: object) -> None:
         """Put values over those of an instance, making it: status="Broken", errors=["…"]."""
         path = self.folder / "lima" / name / "instance.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.write_text(json.dumps({**(self.instance(name) or {}), "name": name, **values}))
 
     def adopt(self, guest: Guest) -> None:

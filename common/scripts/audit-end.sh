@@ -1,3 +1,3 @@
 # shellcheck shell=bash
-# Takes away what audit.sh has laid out.
-rm -rf "$HOME/workspace/.agent-vm-audit"
+# Takes away what audit.sh has laid out. Argument: the key of the workspace.
+rm -rf "$HOME/workspace/.agent-vm-audit" "$HOME/.agent-vm/workspaces/$1"

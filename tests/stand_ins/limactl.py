@@ -57,7 +57,7 @@ def create(name: str) -> None:
 
     config = yaml.safe_load(sys.stdin)
     try:
-        path(name).parent.mkdir(parents=True)
+        path(name).parent.mkdir(mode=0o700, parents=True)
     except FileExistsError:
         fatal(f'instance "{name}" already exists')
     (path(name).parent / "lima.yaml").write_text(yaml.safe_dump(config))

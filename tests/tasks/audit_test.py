@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_vm_tasks import audit
-from agent_vm_tasks.audit import Attack, NotTriedError, Scene
+from agent_vm_tasks.audit import Attack
+from agent_vm_tasks.intact import NotTriedError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from agent_vm_tasks.audit_scene import Scene
     from tests.conftest import Guest, Limactl
 
     from .conftest import Command
