@@ -150,10 +150,14 @@ def _identity(scene: Scene) -> str:
 def _ours() -> set[str]:
     """Names by which this machine and its user are known; not those that many have."""
     account = pwd.getpwuid(os.geteuid())
-    zone = os.path.realpath("/etc/localtime").partition("zoneinfo/")[2]
-    names = {socket.gethostname(), getpass.getuser(), account.pw_dir, str(Path.home()), zone,
+    names = {socket.gethostname(), getpass.getuser(), account.pw_dir, str(Path.home()), _zone(),
              account.pw_gecos.partition(",")[0]}  # fmt: skip
     return names - {"", "agent", "root", "/root", "/home/agent", "localhost", "Etc/UTC", "UTC"}
+
+
+def _zone() -> str:
+    """The time zone of this machine, Europe/Paris for one."""
+    return os.path.realpath("/etc/localtime").partition("zoneinfo/")[2]
 
 
 def _impostor(scene: Scene) -> str:

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pwd
 import socket
 import subprocess
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_vm_tasks import audit, lima, mount, network, settings, vm
+from agent_vm_tasks import audit, audit_scene, git, image, lima, mount, network, sync, vm
 from agent_vm_tasks import guest as ssh_guest
-from agent_vm_tasks.audit import NotTriedError, Scene
+from agent_vm_tasks.audit_scene import Scene
+from agent_vm_tasks.intact import NotTriedError
 
-from .conftest import VM, git
+from . import conftest
+from .conftest import VM
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from .conftest import Guest, Limactl
+    from agent_vm_tasks.process import Result
+    from agent_vm_tasks.settings import Settings
+    from agent_vm_tasks.workspaces import Workspace
+
+    from .conftest import Guest
 
 CANARY = "c4n4ry"
-ATTACKS = {attack.promise: attack.make for attack in audit.ATTACKS}
+KEY = "sk-0123456789"
+ATTACKS = {attack.make.__name__.strip("_"): attack.make for attack in audit.ATTACKS}
 
 
 @pytest.fixture
-def scene(limactl: Limactl, guest: Guest, sshfs: None, home: Path, tmp_path: Path) -> Scene:
+def scene(started: Settings, tmp_path: Path) -> Scene:
     """An audit of a VM that is mounted, with nothing laid out yet."""
-    (tmp_path / "disk").touch()
-    asked = f'[vm]\nimage = "{tmp_path}/disk"\nca_certs = []\n[provision]\nenabled = false\n'
-    (home / ".config/agent-vm").mkdir(parents=True)
-    (home / ".config/agent-vm/config.toml").write_text(asked)
-    chosen = settings.load()
-    vm.start(chosen, print)
     (tmp_path / "canary").write_text(CANARY)
-    return Scene(chosen, tmp_path, CANARY, 0, {})
+    return Scene(started, tmp_path, CANARY, 0, {})
 
 
 def laid_out(scene: Scene, folder: Path) -> None:
@@ -42,34 +48,33 @@ def laid_out(scene: Scene, folder: Path) -> None:
     trap = scene.folder / "trap"
     trap.write_text(f"#!/bin/sh\ntouch {scene.folder}/ran\n")
     trap.chmod(0o755)
-    (folder / audit.FOLDER).mkdir()
-    (folder / audit.FOLDER / "link").symlink_to(scene.folder / "canary")
-    git(folder / audit.FOLDER, "init", "--quiet", "repository")
-    git(folder / audit.FOLDER / "repository", "config", "core.fsmonitor", str(trap))
+    (folder / audit_scene.FOLDER).mkdir()
+    (folder / audit_scene.FOLDER / "link").symlink_to(scene.folder / "canary")
+    conftest.git(folder / audit_scene.FOLDER, "init", "--quiet", "repository")
+    conftest.git(folder / audit_scene.FOLDER / "repository", "config", "core.fsmonitor", str(trap))
 
 
 @pytest.fixture
-def unprotected(scene: Scene, home: Path) -> Scene:
+def unprotected(scene: Scene, home: Path) -> Iterator[Scene]:
     """The same folder by an sshfs with none of our options."""
-    chosen, other = scene.settings, home / "bare"
-    other.mkdir()
-    argv = ["sshfs", "-F", str(ssh_guest.config(VM)), f"{VM}-mount:workspace", str(other),
-            "-o", "no_contain_symlinks"]  # fmt: skip
-    subprocess.run(argv, check=True)
-    return replace(scene, settings=replace(chosen, mount=replace(chosen.mount, path=str(other))))
+    chosen = scene.settings
+    with conftest.bare_mount(home / "bare") as other:
+        mounted = replace(chosen.mount, path=str(other))
+        yield replace(scene, settings=replace(chosen, mount=mounted))
 
 
 def test_the_mount_holds(scene: Scene, guest: Guest) -> None:
     laid_out(scene, guest.workspaces)
     assert ATTACKS["git"](scene) == ""
     assert ATTACKS["links"](scene) == ""
+    assert ATTACKS["mount_memory"](scene) == ""
 
 
 def test_a_mount_without_protection_is_found(unprotected: Scene, guest: Guest) -> None:
     laid_out(unprotected, guest.workspaces)
     assert "a program that the VM had named" in ATTACKS["git"](unprotected)
     assert "led to a file of this machine" in ATTACKS["links"](unprotected)
-    mount.unmount(unprotected.settings, force=True)
+    assert "may fill this machine's memory" in ATTACKS["mount_memory"](unprotected)
 
 
 def test_git_that_works_in_the_mount_is_found(
@@ -84,7 +89,7 @@ def test_git_that_works_in_the_mount_is_found(
 
 def test_without_a_mount_nothing_is_claimed_of_it(scene: Scene) -> None:
     mount.unmount(scene.settings, force=True)
-    for promise in ("git", "links"):
+    for promise in ("git", "links", "mount_memory"):
         with pytest.raises(NotTriedError, match="not mounted"):
             ATTACKS[promise](scene)
 
@@ -94,20 +99,40 @@ def test_without_a_mount_nothing_is_claimed_of_it(scene: Scene) -> None:
     [
         ("mounts", {"mounts": ""}, ""),
         ("mounts", {"mounts": "/mnt/home"}, "mounted in the VM: /mnt/home"),
-        ("identity", {"agent": "", "names": "other agent"}, ""),
+        ("identity", {"agent": "", "names": "other\nagent\n/home/agent"}, ""),
         ("identity", {"agent": "/tmp/ssh-x/agent"}, "an ssh agent or a display"),
-        ("identity", {"names": f"{socket.gethostname()} agent"}, f"knows {socket.gethostname()}"),
+        ("identity", {"names": f"x\n{socket.gethostname()}"}, f"knows {socket.gethostname()}"),
+        ("identity", {"names": "/home/jane"}, "knows /home/jane"),
+        ("identity", {"names": "Jane Doe"}, "knows Jane Doe"),
+        ("identity", {"names": "Europe/Paris"}, "knows Europe/Paris"),
         ("network", {"reached": ""}, ""),
-        ("network", {"reached": "192.168.5.2 else"}, ""),
-        ("network", {"reached": f"192.168.5.2 {CANARY}"}, "loopback at 192.168.5.2"),
+        ("network", {"reached": "192.168.5.2"}, "loopback at 192.168.5.2"),
+        ("network", {"names_answered": "192.168.5.3"}, ""),
+        ("limits", {"sizes": "1 1000 8192"}, ""),
+        ("limits", {"sizes": "2 1000 8192"}, "the VM has 2 CPUs, not 1"),
+        ("limits", {"sizes": "1 1025 8192"}, "the VM has 1025 MiB of memory, not 1024"),
+        ("limits", {"sizes": "1 1000 8193"}, "the VM has 8193 MiB of disk, not 8192"),
     ],
 )
 def test_what_the_guest_has_is_judged(
-    scene: Scene, promise: str, said: dict[str, str], through: str
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    promise: str,
+    said: dict[str, str],
+    through: str,
 ) -> None:
+    jane = pwd.struct_passwd(("jane", "x", 1, 1, "Jane Doe,,,", "/home/jane", "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: jane)
+    monkeypatch.setattr(audit, "_zone", lambda: "Europe/Paris")
     found = ATTACKS[promise](replace(scene, said=said))
     assert through in found
     assert bool(found) == bool(through)
+
+
+def test_what_comes_here_by_udp_is_found(scene: Scene) -> None:
+    assert ATTACKS["network"](replace(scene, heard=b"something else")) == ""
+    heard = replace(scene, heard=f"x {CANARY}".encode())
+    assert "a datagram of the VM came" in ATTACKS["network"](heard)
 
 
 def test_an_open_network_is_not_called_a_fault(scene: Scene) -> None:
@@ -115,6 +140,19 @@ def test_an_open_network_is_not_called_a_fault(scene: Scene) -> None:
     network.note(VM, "open")
     with pytest.raises(NotTriedError, match="open, which allows it"):
         ATTACKS["network"](scene)
+
+
+def test_names_that_are_looked_up_offline_are_found(scene: Scene) -> None:
+    answered = replace(scene, said={"names_answered": "192.168.5.3"})
+    assert ATTACKS["names"](answered) == ""
+    with pytest.raises(NotTriedError, match="gave no answer"):
+        ATTACKS["names"](scene)
+    network.choose(VM, "offline")
+    network.note(VM, "offline")
+    assert ATTACKS["network"](scene) == ""
+    assert "is offline, but a name was looked up" in ATTACKS["network"](answered)
+    with pytest.raises(NotTriedError, match="the network is offline"):
+        ATTACKS["names"](answered)
 
 
 def test_mounts_of_limas_own_are_found(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,33 +179,189 @@ def test_keys_on_disk_and_in_command_lines_are_found(
 ) -> None:
     with pytest.raises(NotTriedError, match="no keys"):
         ATTACKS["keys"](scene)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-0123456789")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
     assert ATTACKS["keys"](scene) == ""
     folder = vm.require_exists(VM).dir
-    (folder / "left.log").write_text("key=sk-0123456789\n")
+    (folder / "left.log").write_text(f"key={KEY}\n")
     assert "a key is in" in ATTACKS["keys"](scene)
     (folder / "left.log").unlink()
-    argv = ["sh", "-c", "read x", f"{folder}/qemu.pid", "sk-0123456789"]
+    argv = ["sh", "-c", "read x", f"{folder}/qemu.pid", KEY]
     with subprocess.Popen(argv, stdin=subprocess.PIPE) as shown:
         assert "a key is in" in ATTACKS["keys"](scene)
         shown.communicate(b"")
     assert ATTACKS["keys"](scene) == ""
 
 
-def test_a_port_that_shows_up_here_is_found(scene: Scene) -> None:
+def test_keys_in_the_vm_are_found(
+    scene: Scene, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest's root is not asked for a password, nor is anybody here."""
+    sudo = guest.home / "bin/sudo"
+    sudo.parent.mkdir()
+    sudo.write_text('#!/bin/sh\nshift\nexec "$@"\n')
+    sudo.chmod(0o755)
+    assert inside(scene) == (None, "no keys are handed over")
+    monkeypatch.setenv("ANTHROPIC_MODEL", "claude-3-5-sonnet-20241022")
+    assert inside(scene) == (None, "no keys are handed over")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    assert inside(scene) == (True, "")
+    history = guest.home / ".bash_history"
+    history.write_text(f"curl -H 'x-api-key: {KEY}'\n")
+    assert inside(scene) == (False, f"a key is in the VM in {history}")
+    history.unlink()
+    argv = ["sh", "-c", "read x", KEY]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE) as shown:
+        assert inside(scene) == (False, f"a key is in the VM in /proc/{shown.pid}/cmdline")
+        shown.communicate(b"")
+    sudo.write_text("#!/bin/sh\nexit 1\n")
+    held, why = inside(scene)
+    assert held is None
+    assert "is not root there" in why
+
+
+def inside(scene: Scene) -> tuple[bool | None, str]:
+    """What an audit says of keys in the VM."""
+    (found,) = [each for each in audit.run(scene.settings) if "shell histories" in each.tried]
+    return found.held, found.detail
+
+
+def test_keys_in_kept_disks_are_found(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotTriedError, match="no disk is kept"):
+        ATTACKS["keys_kept"](scene)
+    kept = image.cache().parent / "golden/0123456789abcdef"
+    kept.mkdir(parents=True)
+    facts = {"base": "", "stamps": {}, "disk": 1, "recipe": "1"}
+    (kept / "golden.json").write_text(json.dumps(facts))
+    (kept / "disk.qcow2").write_bytes(bytes(2**20))
+    with pytest.raises(NotTriedError, match="no keys"):
+        ATTACKS["keys_kept"](scene)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    assert ATTACKS["keys_kept"](scene) == ""
+    (kept / "disk.qcow2").write_bytes(bytes(2**20) + KEY.encode() + bytes(2**20))
+    assert ATTACKS["keys_kept"](scene) == f"a key is in {kept}/disk.qcow2"
+
+
+def test_a_port_that_shows_up_here_is_found(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "SHOWS_UP", 0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         opened = replace(scene, listening=server.getsockname()[1])
         assert "at 127.0.0.1 here" in ATTACKS["ports"](opened)
     assert ATTACKS["ports"](opened) == ""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", opened.listening))
+        thread = threading.Thread(target=answer, args=(server,))
+        thread.start()
+        assert "at 127.0.0.1 here" in ATTACKS["ports"](opened)
+        thread.join()
 
 
-def test_an_audit_leaves_nothing_behind(scene: Scene, guest: Guest) -> None:
-    found = {each.promise: each for each in audit.run(scene.settings)}
-    assert list(found) == list(ATTACKS)
-    assert found["git"].held
-    assert found["links"].held
-    assert found["impostor"].held
-    # This guest is a program on this machine: its ports and its names are those of here.
-    assert found["ports"].held is False
-    assert found["keys"].held is None
-    assert not (guest.workspaces / audit.FOLDER).exists()
+def answer(server: socket.socket) -> None:
+    server.sendto(b"guest", server.recvfrom(10)[1])
+
+
+def test_a_port_that_shows_up_late_is_found(scene: Scene) -> None:
+    port = conftest.free_port()
+
+    def open_late() -> None:
+        with socket.create_server(("127.0.0.1", port)) as server:
+            server.accept()[0].close()
+
+    late = threading.Timer(1, open_late)
+    late.start()
+    assert "at 127.0.0.1 here" in ATTACKS["ports"](replace(scene, listening=port))
+    late.join()
+
+
+def test_a_log_without_bounds_is_found(scene: Scene) -> None:
+    said = replace(scene, said={"sizes": "1 900 8192"})
+    assert ATTACKS["limits"](said) == ""
+    os.truncate(vm.require_exists(VM).dir / "serial.log", audit.LARGEST_SAID + 2**20)
+    assert ATTACKS["limits"](said).endswith("serial.log has 65 MiB")
+
+
+# A guest that lies about a branch: its lies are told to commands of ours, in processes of their own
+
+
+OFF = {
+    "hooks": ("sync", "from agent_vm_tasks import git; git._CALM = ()"),
+    "tags": (
+        "sync",
+        "from agent_vm_tasks import git; real = git.transfer\n"
+        "def transfer(*args, **more):\n"
+        "    return real(*(arg for arg in args if arg != '--no-tags'), **more)\n"
+        "git.transfer = transfer",
+    ),
+    "terminal": ("terminal", "from agent_vm_tasks import console; console._escape = str"),
+    "trust": ("trust", "from agent_vm_tasks import trust; trust.require = lambda _: None"),
+}
+"""What takes a protection away, by what it is; the promise that this breaks."""
+THROUGH = {
+    "hooks": "a hook that the VM had committed ran here",
+    "tags": "names that nobody asked for came in: refs/tags/main, refs/tags/v1",
+    "terminal": "reaches the terminal as it is",
+    "trust": "counts without your approval",
+}
+
+
+def test_the_lies_of_a_guest_do_no_harm(scene: Scene) -> None:
+    lies = [each for each in audit.run(scene.settings) if each.promise in LIES]
+    assert [(each.promise, each.held, each.detail) for each in lies] == [
+        ("sync", True, ""), ("sync", True, ""), ("terminal", True, ""), ("trust", True, ""),
+    ]  # fmt: skip
+
+
+LIES = {"sync", "terminal", "trust"}
+
+
+@pytest.mark.parametrize("off", OFF)
+def test_a_lie_that_does_harm_is_found(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, off: str
+) -> None:
+    promise, code = OFF[off]
+    here = f"from agent_vm_tasks import host, network\nhost.service_user = lambda: None\n{code}\n"
+    (tmp_path / "python").mkdir()
+    (tmp_path / "python/sitecustomize.py").write_text(here)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "python"))
+    broken = {each.promise: each.detail for each in audit.run(scene.settings) if each.held is False}
+    assert THROUGH[off] in broken.pop(promise)
+    assert not LIES & set(broken)
+
+
+def test_a_branch_that_was_not_named_is_found_in_the_vm(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send_all(ws: Workspace, *_: object) -> Result:
+        refs = "+refs/heads/*:refs/agent-vm/in/*"
+        return git.transfer(ws.repository.path, ws.vm, "push", "--", ws.url, refs)
+
+    monkeypatch.setattr(sync, "_send", send_all)
+    broken = [each.detail for each in audit.run(scene.settings) if each.held is False]
+    assert "commits of a branch that was not named are in the VM" in broken
+
+
+def test_what_could_not_be_sent_is_not_called_safe(scene: Scene, guest: Guest) -> None:
+    receive = guest.home / "bin/git-receive-pack"
+    receive.parent.mkdir()
+    receive.write_text("#!/bin/sh\nexit 1\n")
+    receive.chmod(0o755)
+    lies = [each for each in audit.run(scene.settings) if each.promise in LIES]
+    assert {each.held for each in lies} == {None}
+    assert "pushing audit failed" in lies[0].detail
+
+
+def test_an_audit_leaves_nothing_behind(scene: Scene, guest: Guest, home: Path) -> None:
+    before = files(home)
+    found = audit.run(scene.settings)
+    assert [each.promise for each in found] == [each.promise for each in audit.ATTACKS]
+    held = {each.promise: each.held for each in found}
+    assert (held["git"], held["links"], held["impostor"]) == (True, True, True)
+    # This guest is a program on this machine: its ports are those of here.
+    assert held["ports"] is False
+    assert held["keys"] is None
+    assert not (guest.workspaces / audit_scene.FOLDER).exists()
+    assert not list((guest.home / ".agent-vm/workspaces").iterdir())
+    assert files(home) == before
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -27,7 +27,18 @@ import hypothesis
 import pytest
 import yaml
 
-from agent_vm_tasks import data, host, lima, network, render, state, sync, workspaces
+from agent_vm_tasks import (
+    data,
+    host,
+    lima,
+    network,
+    render,
+    settings,
+    state,
+    sync,
+    vm,
+    workspaces,
+)
 from agent_vm_tasks import guest as ssh_guest
 
 from .family import send
@@ -35,6 +46,7 @@ from .family import send
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from agent_vm_tasks.settings import Settings
     from agent_vm_tasks.workspaces import Workspace
 
 # How long an example takes is the machine's business; benchmarks are in bench.py.
@@ -310,6 +322,30 @@ def limactl(
     for instance in made.lima.glob("*/ha.pid"):
         made.signal(signal.SIGKILL, instance.parent.name)
     remove(folder)
+
+
+@pytest.fixture
+def started(limactl: Limactl, guest: Guest, sshfs: None, home: Path, tmp_path: Path) -> Settings:
+    """A VM that was created, started and mounted by us, with nothing to be installed."""
+    (tmp_path / "disk").touch()
+    sizes = 'cpus = 1\nmemory = "1GiB"\ndisk = "8GiB"\n'
+    asked = f'[vm]\nimage = "{tmp_path}/disk"\nca_certs = []\n{sizes}[provision]\nenabled = false\n'
+    (home / ".config/agent-vm").mkdir(parents=True)
+    (home / ".config/agent-vm/config.toml").write_text(asked)
+    chosen = settings.load()
+    vm.start(chosen, print)
+    return chosen
+
+
+@contextlib.contextmanager
+def bare_mount(folder: Path) -> Iterator[Path]:
+    """The workspaces by an sshfs with none of our options."""
+    folder.mkdir()
+    argv = ["sshfs", "-F", str(ssh_guest.config(VM)), f"{VM}-mount:workspace", str(folder),
+            "-o", "no_contain_symlinks"]  # fmt: skip
+    subprocess.run(argv, check=True)
+    yield folder
+    unmount(folder)
 
 
 WORKS = host.Kvm(works=True, reason="a guest ran on it")
