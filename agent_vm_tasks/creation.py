@@ -175,6 +175,7 @@ def _strange(config: Mapping[str, Any], yaml: str) -> list[str]:
         raise ValueError(str(error).partition("\n")[0]) from None
     strange = [key for key in ("mounts", "copyToHost", "networks", "additionalDisks", "env")
                if config.get(key)]  # fmt: skip
+    strange += [key for key in ("cpus", "memory", "disk") if config.get(key) != asked.get(key)]
     strange += [key for key in ("plain",) if config.get(key) is not True]
     strange += [key for key in ("propagateProxyEnv",) if config.get(key) is not False]
     ssh = config.get("ssh") or {}

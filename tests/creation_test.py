@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
-from agent_vm_tasks import creation, host, image, lima, process, render, stages
+from agent_vm_tasks import creation, image, lima, render, stages
 from agent_vm_tasks.errors import AgentVMError, UsageError
 from agent_vm_tasks.image import Image
-from agent_vm_tasks.settings import Network, Settings, Vm, with_vm
+from agent_vm_tasks.settings import Settings, Vm, with_vm
 
 from .conftest import VM, a_host
 
@@ -55,50 +52,6 @@ def test_what_limas_own_defaults_mix_in_is_refused(extra: dict[str, Any], named:
 def an_instance(config: dict[str, Any]) -> lima.Instance:
     folder = Path("/lima") / VM
     return lima.Instance(VM, "Stopped", folder, 4, 8192, 102400, 0, "qemu", config=config)
-
-
-@pytest.mark.parametrize(
-    ("extra", "refused"),
-    [
-        ("", ""),
-        ("mounts: [{location: '~'}]", ""),  # gone by plain: true
-        ("portForwards: [{guestPort: 5432}]", ""),  # not static: gone, too
-        ("portForwards: [{guestPort: 5432, static: true}]", "portForwards"),
-        ("provision: [{mode: system, script: echo hi}]", "provision"),
-        ("env: {A: b}", "env"),
-        ("networks: [{lima: user-v2}]", "networks"),
-    ],
-)
-def test_what_the_real_lima_makes_of_our_yaml_and_a_users_defaults(
-    extra: str, refused: str
-) -> None:
-    asked = Settings(vm=Vm(ca_certs=()), network=Network(ports=(3000,)))
-    text = render.lima_yaml(asked, [Image("/disk.qcow2")], "key")
-    instance = an_instance(lima_fills(text, extra))
-    if not refused:
-        creation.refuse_strange(instance, text)
-        return
-    with pytest.raises(AgentVMError, match=f"with other {refused} than asked for"):
-        creation.refuse_strange(instance, text)
-
-
-def lima_fills(text: str, defaults: str) -> dict[str, Any]:
-    """The effective configuration, with a user's default.yaml mixed in."""
-    limactl = shutil.which("limactl")
-    if not limactl or (os.geteuid() == 0 and not host.account_exists()):
-        pytest.skip("limactl, or for root the account it runs as, is missing")
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        config = Path(folder) / "lima" / "_config"
-        config.mkdir(parents=True)
-        (config / "default.yaml").write_text(defaults)
-        (Path(folder) / "vm.yaml").write_text(text)
-        for path in (Path(folder), config.parent, config):
-            path.chmod(0o777)
-        env = {"PATH": os.environ["PATH"], "HOME": folder, "LIMA_HOME": str(config.parent)}
-        argv = [limactl, "validate", "--fill", f"{folder}/vm.yaml"]
-        said = process.run(argv, env=env, cwd="/", timeout=60, user=host.service_user())
-    filled: dict[str, Any] = yaml.safe_load(said.stdout)
-    return filled
 
 
 @pytest.mark.parametrize(

@@ -48,3 +48,11 @@ def test_names_run_nothing(
     workspaces.remove(VM, [ws.folder])
     assert not list(guest.workspaces.iterdir())
     assert not [*home.rglob("canary"), *guest.home.rglob("canary")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shell_would_run_them(guest: Guest, name: str) -> None:
+    """Bare, or between the quotes that somebody may have put around them."""
+    for line in (f"true {name}", f"true '{name}'"):
+        guest.run(line, check=False)
+    assert (guest.home / "canary").exists()

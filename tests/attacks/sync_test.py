@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_vm_tasks import sync, workspaces
+from agent_vm_tasks import git as host_git
+from agent_vm_tasks import guest as ssh_guest
+from agent_vm_tasks import review, sync, workspaces
 from tests.conftest import VM, commit, git, leading, make_repository, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from agent_vm_tasks.process import Result
     from agent_vm_tasks.workspaces import Workspace
     from tests.conftest import Guest
 
@@ -44,7 +47,7 @@ def executable(path: Path, text: str) -> None:
 
 
 def test_hooks_that_the_guest_commits_do_not_run(
-    guest: Guest, home: Path, repository: Path, ws: Workspace, inside: Path
+    *, calm: bool, guest: Guest, home: Path, repository: Path, ws: Workspace, inside: Path
 ) -> None:
     git(repository, "config", "core.hooksPath", ".husky")
     for name in HOOKS:
@@ -55,24 +58,32 @@ def test_hooks_that_the_guest_commits_do_not_run(
     push(ws)
     guest.run("git commit -q --allow-empty -m more", cwd=inside)
     assert fetch(ws).merged
-    assert not list(home.glob("ran-*"))
+    assert bool(list(home.glob("ran-*"))) is not calm
 
 
 def test_the_users_filters_are_told_not_to_follow_the_guest(
-    guest: Guest, home: Path, ws: Workspace, inside: Path
+    *,
+    on: bool,
+    guest: Guest,
+    home: Path,
+    ws: Workspace,
+    inside: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """.lfsconfig names a server of the guest's choice; git-lfs is asked not to go there."""
+    if not on:
+        monkeypatch.delitem(host_git._QUIET, "GIT_LFS_SKIP_SMUDGE")
     executable(home / "smudge", f'echo "skip=$GIT_LFS_SKIP_SMUDGE" > {home}/asked; cat')
     git(home, "config", "--global", "filter.lfs.smudge", str(home / "smudge"))
     (inside / ".gitattributes").write_text("*.bin filter=lfs\n")
     (inside / "a.bin").write_text("pointer\n")
     guest.run("git add . && git commit -q -m lfs", cwd=inside)
     assert fetch(ws).merged
-    assert (home / "asked").read_text() == "skip=1\n"
+    assert (home / "asked").read_text() == ("skip=1\n" if on else "skip=\n")
 
 
 def test_a_watcher_of_the_users_that_lies_in_the_tree_does_not_run(
-    guest: Guest, home: Path, repository: Path, ws: Workspace, inside: Path
+    *, calm: bool, guest: Guest, home: Path, repository: Path, ws: Workspace, inside: Path
 ) -> None:
     executable(repository / "watch", "exit 1")
     git(repository, "add", ".")
@@ -84,7 +95,7 @@ def test_a_watcher_of_the_users_that_lies_in_the_tree_does_not_run(
         guest.run(f"git add . && git commit -q --allow-empty -m {message}", cwd=inside)
         assert fetch(ws).merged
     assert (repository / "watch").read_text() == (inside / "watch").read_text()
-    assert not (home / "ran").exists()
+    assert (home / "ran").exists() is not calm
 
 
 @pytest.mark.parametrize(
@@ -115,8 +126,17 @@ def test_a_filter_of_the_users_that_lies_in_the_tree_does_not_run(
 
 
 def test_settings_of_the_users_that_lie_in_the_tree_are_not_replaced(
-    guest: Guest, home: Path, repository: Path, ws: Workspace, inside: Path
+    *,
+    on: bool,
+    guest: Guest,
+    home: Path,
+    repository: Path,
+    ws: Workspace,
+    inside: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if not on:
+        monkeypatch.setattr(review, "trusted", lambda *_: [])
     commit(repository, ".gitconfig", "[alias]\n\tst = status\n")
     git(repository, "config", "include.path", "../.gitconfig")
     push(ws)
@@ -124,9 +144,9 @@ def test_settings_of_the_users_that_lie_in_the_tree_are_not_replaced(
     assert fetch(ws).merged
     (inside / ".gitconfig").write_text(f"[core]\n\tfsmonitor = touch {home}/ran\n")
     guest.run("git commit -qam evil", cwd=inside)
-    assert "your git runs or reads .gitconfig in" in fetch(ws).advice
+    assert ("your git runs or reads .gitconfig in" in fetch(ws).advice) is on
     git(repository, "status")
-    assert not (home / "ran").exists()
+    assert (home / "ran").exists() is not on
 
 
 def test_a_converter_of_the_users_that_lies_in_the_tree_does_not_run(
@@ -139,6 +159,9 @@ def test_a_converter_of_the_users_that_lies_in_the_tree_does_not_run(
     guest.run("git add . && git commit -q -m convert", cwd=inside)
     assert fetch(ws).merged
     assert not (home / "ran").exists()
+    argv = ["git", "-C", str(repository), "diff", "HEAD~"]  # where one asks for the changes alone
+    subprocess.run(argv, check=False, capture_output=True)
+    assert (home / "ran").exists()
 
 
 def test_a_fetch_leaves_the_rest_of_the_repository_alone(
@@ -154,6 +177,14 @@ def test_a_fetch_leaves_the_rest_of_the_repository_alone(
     executable(inside / ".git/hooks/post-checkout", "touch ran")
     assert fetch(ws).merged
     assert own_files(repository) == before
+    plain_fetch(repository, ws)
+    assert own_files(repository) != before
+
+
+def plain_fetch(repository: Path, ws: Workspace) -> None:
+    """What git does that is told nothing."""
+    ssh = f"ssh -F {ssh_guest.config(VM)}"
+    git(repository, "-c", f"core.sshCommand={ssh}", "fetch", "--quiet", ws.url, f"fix:{ws.ref}")
 
 
 def own_files(repository: Path) -> dict[str, bytes]:
@@ -167,8 +198,18 @@ def own_files(repository: Path) -> dict[str, bytes]:
 
 
 def test_tags_and_other_refs_do_not_come_in(
-    guest: Guest, repository: Path, ws: Workspace, inside: Path
+    *,
+    on: bool,
+    guest: Guest,
+    repository: Path,
+    ws: Workspace,
+    inside: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if not on:
+        real = host_git.transfer
+        monkeypatch.setattr(host_git, "transfer", lambda *args, **more: real(
+            *(arg for arg in args if arg != "--no-tags"), **more))  # fmt: skip
     git(repository, "tag", "v1")
     git(repository, "config", "fetch.prune", "true")
     git(repository, "config", "fetch.pruneTags", "true")
@@ -178,7 +219,9 @@ def test_tags_and_other_refs_do_not_come_in(
     guest.run("git update-ref refs/agent-vm/in/evil HEAD", cwd=inside)
     fetch(ws)
     new = git(repository, "rev-parse", "fix")
-    assert refs(repository) == {**before, "refs/heads/fix": new, ws.ref: new}
+    came = {"refs/heads/fix": new, ws.ref: new}
+    came |= {} if on else {"refs/tags/main": new}
+    assert refs(repository) == {**before, **came}
 
 
 def refs(repository: Path) -> dict[str, str]:
@@ -188,9 +231,18 @@ def refs(repository: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("branch_is_here", [True, False])
 def test_commits_of_other_branches_are_not_named(
-    guest: Guest, repository: Path, ws: Workspace, inside: Path, branch_is_here: bool
+    *,
+    on: bool,
+    guest: Guest,
+    repository: Path,
+    ws: Workspace,
+    inside: Path,
+    branch_is_here: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The guest's upload-pack listens: an id it learns it could claim as its own and be given."""
+    if not on:
+        monkeypatch.setattr(sync, "_naming", lambda *_: ["fetch"])
     given = git(repository, "rev-list", "fix").splitlines()
     git(repository, "checkout", "--quiet", "-b", "private")
     for number in range(3):
@@ -203,11 +255,15 @@ def test_commits_of_other_branches_are_not_named(
     heard = (guest.home / "heard").read_bytes().decode("ascii", "replace")
     assert "want " in heard
     named = set(re.findall(r"have ([0-9a-f]{40})", heard))
-    assert named <= set(given)
-    assert bool(named) is branch_is_here
+    assert (named <= set(given)) is on
+    assert not on or bool(named) is branch_is_here
 
 
-def test_only_the_branch_is_sent(repository: Path, guest: Guest, home: Path) -> None:
+def test_only_the_branch_is_sent(
+    on: bool, repository: Path, guest: Guest, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not on:
+        monkeypatch.setattr(sync, "_send", send_all)
     private = commit(repository, "secret")
     git(repository, "branch", "private")
     git(repository, "tag", "private")
@@ -215,7 +271,14 @@ def test_only_the_branch_is_sent(repository: Path, guest: Guest, home: Path) -> 
     ws = workspaces.workspace(VM, workspaces.repository(repository), "fix")
     push(ws)
     inside = guest.workspaces / ws.folder
-    assert guest.run(f"git cat-file -e {private} || echo absent", cwd=inside) == "absent"
+    absent = guest.run(f"git cat-file -e {private} || echo absent", cwd=inside) == "absent"
+    assert absent is on
+
+
+def send_all(ws: Workspace, *_: object) -> Result:
+    """What a push from the user's repository by a pattern sends."""
+    refs = "+refs/heads/*:refs/agent-vm/in/*"
+    return host_git.transfer(ws.repository.path, ws.vm, "push", "--", ws.url, refs)
 
 
 def test_a_submodule_of_the_guest_is_not_cloned(
@@ -224,44 +287,54 @@ def test_a_submodule_of_the_guest_is_not_cloned(
     for key in ("submodule.recurse", "fetch.recurseSubmodules"):
         git(home, "config", "--global", key, "true")
     (inside / ".gitmodules").write_text(
-        f'[submodule "x"]\n\tpath = x\n\turl = ext::touch% {home}/ran\n\tupdate = checkout\n'
+        f'[submodule "x"]\n\tpath = x\n\turl = ext::touch {home}/ran\n\tupdate = checkout\n'
     )
     guest.run(
         "git update-index --add --cacheinfo 160000,$(git rev-parse HEAD),x"
         " && git add .gitmodules && git commit -q -m sub",
         cwd=inside,
     )
-    fetch(ws)
+    assert fetch(ws).merged
     assert not (home / "ran").exists()
     assert not list((repository / ".git").glob("modules/*"))
+    allow = ("-c", "protocol.ext.allow=always")
+    argv = ["git", "-C", str(repository), *allow, "submodule", "update", "--init"]
+    subprocess.run(argv, check=False, capture_output=True)  # as it would where git went on alone
+    assert (home / "ran").exists()
 
 
 def test_the_files_of_a_submodule_stay_whatever_the_guest_points_it_to(
     guest: Guest, home: Path, repository: Path, ws: Workspace, inside: Path
 ) -> None:
-    make_repository(home / "lib")
-    second = commit(home / "lib", "second")
-    allow = ("-c", "protocol.file.allow=always")
-    git(repository, *allow, "submodule", "--quiet", "add", str(home / "lib"), "sub")
+    second = with_submodule(home, repository)
     git(repository / "sub", "checkout", "--quiet", "HEAD~")
     git(repository, "commit", "--quiet", "--all", "--message", "a submodule")
     git(repository, "config", "submodule.recurse", "true")
     push(ws)
     before = git(repository / "sub", "rev-parse", "HEAD")
-    for target in (second, before, "1" * 40):
+    for target in (second, before, "1" * 40, second):
         guest.run(f"git update-index --cacheinfo 160000,{target},sub", cwd=inside)
         guest.run("git commit -q -m moved", cwd=inside)
         assert fetch(ws).merged
         assert git(repository / "sub", "rev-parse", "HEAD") == before
         assert not (repository / "sub/second").exists()
+    git(repository, "reset", "--quiet", "--hard")  # as it would with git that follows submodules
+    assert git(repository / "sub", "rev-parse", "HEAD") == second
+
+
+def with_submodule(home: Path, repository: Path) -> str:
+    """Add a submodule of two commits; the second, which is checked out."""
+    make_repository(home / "lib")
+    second = commit(home / "lib", "second")
+    allow = ("-c", "protocol.file.allow=always")
+    git(repository, *allow, "submodule", "--quiet", "add", str(home / "lib"), "sub")
+    return second
 
 
 def test_branches_of_a_submodule_stay_whatever_the_guest_points_it_to(
-    guest: Guest, home: Path, repository: Path, ws: Workspace, inside: Path
+    guest: Guest, home: Path, repository: Path, ws: Workspace, inside: Path, *, calm: bool
 ) -> None:
-    make_repository(home / "lib")
-    allow = ("-c", "protocol.file.allow=always")
-    git(repository, *allow, "submodule", "--quiet", "add", str(home / "lib"), "sub")
+    with_submodule(home, repository)
     git(repository, "commit", "--quiet", "--all", "--message", "a submodule")
     for key in ("submodule.recurse", "submodule.propagateBranches"):
         git(repository, "config", key, "true")
@@ -269,7 +342,9 @@ def test_branches_of_a_submodule_stay_whatever_the_guest_points_it_to(
     git(repository, "-c", "submodule.recurse=false", "checkout", "--quiet", "main")
     before = git(repository / "sub", "for-each-ref")
     guest.run("git commit -q --allow-empty -m x", cwd=inside)
-    assert fetch(ws).merged
+    fetched = fetch(ws)
+    assert fetched.merged is calm
+    assert ("submodule 'sub'" in fetched.advice) is not calm  # where git has gone
     assert git(repository / "sub", "for-each-ref") == before
 
 

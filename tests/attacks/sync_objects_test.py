@@ -61,6 +61,13 @@ def state(repository: Path) -> tuple[str, dict[str, bytes], list[str]]:
     return git(repository, "for-each-ref"), files, left
 
 
+def unchecked(ws: Workspace, made: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetch where objects are not checked: it comes in."""
+    monkeypatch.setitem(host_git._SAFE, "fetch.fsckObjects", "false")
+    fetch(ws)
+    assert git(ws.repository.path, "rev-parse", ws.ref) == made
+
+
 def refused(ws: Workspace) -> str:
     """What a fetch says that has to fail and to change nothing."""
     before = state(ws.repository.path)
@@ -87,27 +94,38 @@ def refused(ws: Workspace) -> str:
         (b"a/b", "fullPathname"),
     ],
 )
-@pytest.mark.parametrize("unchecked", [False, True])
+@pytest.mark.parametrize("loose", [False, True])
 def test_a_path_that_leads_out_or_into_git_is_refused(
-    guest: Guest, ws: Workspace, inside: Path, *, name: bytes, rule: str, unchecked: bool
+    guest: Guest,
+    ws: Workspace,
+    inside: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    name: bytes,
+    rule: str,
+    loose: bool,
 ) -> None:
     """Also where the user's own fetches are not checked."""
-    if unchecked:
+    if loose:
         git(ws.repository.path, "config", "fetch.fsckObjects", "false")
     evil = tree(inside, (FILE, b"config", put(inside, "blob", b"[core]\n\tfsmonitor = touch x\n")))
-    offer(guest, inside, tree(inside, (FOLDER, name, evil)))
+    made = offer(guest, inside, tree(inside, (FOLDER, name, evil)))
     assert f": {rule}: " in refused(ws)
+    unchecked(ws, made, monkeypatch)
 
 
-def test_two_things_of_one_name_are_refused(guest: Guest, ws: Workspace, inside: Path) -> None:
+def test_two_things_of_one_name_are_refused(
+    guest: Guest, ws: Workspace, inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A link, and files below it: who writes the link first writes the files where it leads."""
     blob = put(inside, "blob", b"evil\n")
     below = tree(inside, (FILE, b"authorized_keys", blob))
     link = put(inside, "blob", b"../../.ssh")
     offer(guest, inside, tree(inside, (LINK, b"x", link), (FOLDER, b"x", below)))
     assert ": duplicateEntries: " in refused(ws)
-    offer(guest, inside, tree(inside, (FILE, b"x", blob), (FILE, b"x", link)))
+    made = offer(guest, inside, tree(inside, (FILE, b"x", blob), (FILE, b"x", link)))
     assert ": duplicateEntries: " in refused(ws)
+    unchecked(ws, made, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -124,10 +142,18 @@ def test_two_things_of_one_name_are_refused(guest: Guest, ws: Workspace, inside:
     ],
 )
 def test_settings_of_submodules_that_run_something_are_refused(
-    guest: Guest, ws: Workspace, inside: Path, *, mode: bytes, content: bytes, rule: str
+    guest: Guest,
+    ws: Workspace,
+    inside: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    mode: bytes,
+    content: bytes,
+    rule: str,
 ) -> None:
-    offer(guest, inside, tree(inside, (mode, b".gitmodules", put(inside, "blob", content))))
+    made = offer(guest, inside, tree(inside, (mode, b".gitmodules", put(inside, "blob", content))))
     assert f": {rule}: " in refused(ws)
+    unchecked(ws, made, monkeypatch)
 
 
 def test_what_is_no_commit_is_refused(guest: Guest, ws: Workspace, inside: Path) -> None:
