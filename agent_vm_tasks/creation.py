@@ -184,13 +184,13 @@ def _strange(config: Mapping[str, Any], yaml: str) -> list[str]:
     scripts = [entry.get("script") for entry in config.get("provision") or ()]
     if scripts != [entry["script"] for entry in asked["provision"]]:
         strange.append("provision")
-    if sorted(_forwards(config)) != sorted(_forwards(asked)):
+    if sorted(forwards(config)) != sorted(forwards(asked)):
         strange.append("portForwards")
     return strange
 
 
-def _forwards(config: Mapping[str, Any]) -> list[int]:
-    """Guest ports that reach the host."""
+def forwards(config: Mapping[str, Any]) -> list[int]:
+    """Guest ports that are on the host's loopback as well."""
     rules = config.get("portForwards") or ()
     return [rule.get("guestPort", 0) for rule in rules if not rule.get("ignore")]
 

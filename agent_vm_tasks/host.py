@@ -10,9 +10,13 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import process
 from .errors import AgentVMError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SERVICE_USER = "agent-vm"
 LIMA_MINIMUM = (2, 2, 0)
@@ -244,6 +248,22 @@ def kvm_device_trouble() -> str:
     if process.run(opens, check=False, cwd="/", user=user).ok:
         return ""
     return f"{device} may not be opened by {user or 'this account'}"
+
+
+def require_free(ports: Iterable[int]) -> None:
+    """Raise AgentVMError where a program listens at one of these ports of the loopback."""
+    import socket
+
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise AgentVMError(
+                    f"the port {port} of network.ports cannot be had here: {error.strerror}",
+                    "end what listens there, or take it out and make the VM anew",
+                ) from None
 
 
 def trusted_by_git(mount: Path) -> tuple[str, ...]:

@@ -300,6 +300,7 @@ def _boot(settings: Settings, instance: Instance, say: Say) -> Instance:
     for line in filter(None, (slow, planned.warning)):
         say(line)
     creation.refuse_strange(instance, lima.asked(instance))
+    host.require_free(creation.forwards(instance.config))
     _ready_mark(instance.name).unlink(missing_ok=True)
     say(f"starting the VM {instance.name}")
     network.note(instance.name, planned.mode)

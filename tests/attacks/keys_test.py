@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_vm_tasks import guest as ssh_guest
-from agent_vm_tasks import secrets
+from agent_vm_tasks import secrets, trust
 from agent_vm_tasks.main import program
 from agent_vm_tasks.secrets import Secrets
 from tests.conftest import VM
@@ -110,6 +110,9 @@ def test_what_agent_vm_tells_logs_and_keeps_has_no_value(
         inside = path.is_relative_to(vm.home / ".secrets")
         assert not path.is_file() or inside or CANARY.encode() not in path.read_bytes(), path
     assert CANARY in (vm.home / ".secrets/current/env").read_text()
+    connect("--command", f"echo {CANARY} > ~/left")  # so that the search is known to find it
+    assert CANARY in caplog.text
+    assert CANARY in (vm.home / "left").read_text()
 
 
 def test_the_values_of_a_traceback_are_names_only() -> None:
@@ -140,9 +143,14 @@ def test_a_token_does_not_let_the_guest_check_a_guess(home: Path) -> None:
     guesses = [b"1234", text, text.partition(b"\n")[2], b"PIN=1234", b"export PIN=1234\n"]
     assert token not in {hashlib.sha256(guess).hexdigest() for guess in guesses}
     assert token != secrets.token("other", given)
+    for name in (VM, "other"):  # what it would be with a key that everybody knows
+        secrets.key_file(name).write_text("0" * 64)
+    assert secrets.token(VM, given) == secrets.token("other", given)
 
 
-def test_a_value_is_never_shell(vm: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_is_never_shell(vm: Guest, monkeypatch: pytest.MonkeyPatch, *, on: bool) -> None:
+    if not on:
+        monkeypatch.setattr(secrets, "_quoted", bytes)
     for value in (
         "$(touch ~/ran)",
         "`touch ~/ran`",
@@ -152,23 +160,32 @@ def test_a_value_is_never_shell(vm: Guest, monkeypatch: pytest.MonkeyPatch) -> N
     ):
         monkeypatch.setenv("GEMINI_API_KEY", value)
         connect("--command", 'printf %s "$GEMINI_API_KEY" > ~/got')
-        assert (vm.home / "got").read_text() == value
-    assert not (vm.home / "ran").exists()
+        assert not on or (vm.home / "got").read_text() == value
+    assert (vm.home / "ran").exists() is not on
 
 
 def test_a_repository_cannot_have_more_handed_over(
-    vm: Guest, repository: Path, capfd: pytest.CaptureFixture[str]
+    vm: Guest,
+    repository: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    on: bool,
 ) -> None:
+    if not on:
+        monkeypatch.setattr(trust, "require", lambda _: None)
+        (Path.home() / ".ssh").mkdir()
+        (Path.home() / ".ssh/id_ed25519").touch()
     for line in (
         '[env]\npass = ["AWS_SECRET_ACCESS_KEY"]',
         '[env]\nset = {A = "b"}',
         '[secrets]\nfiles = {key = "~/.ssh/id_ed25519"}',
     ):
         (repository / "agent-vm.toml").write_text(f"{line}\n")
-        connect("--", "touch", "ran")
-        assert "not approved by you" in capfd.readouterr().err
-    assert not (vm.home / "ran").exists()
-    assert not (vm.home / ".secrets").exists()
+        connect("--command", "touch ran")
+        assert ("not approved by you" in capfd.readouterr().err) is on
+    assert (vm.home / "ran").exists() is not on
+    assert (vm.home / ".secrets").exists() is not on
 
 
 @pytest.mark.parametrize("name", ["../up", "/abs", "a/b", "", ".", ".."])
@@ -209,3 +226,6 @@ def test_other_accounts_of_the_guest_cannot_read_them(vm: Guest) -> None:
     done = subprocess.run(argv, check=False, capture_output=True, text=True)
     assert done.returncode != 0
     assert "Permission denied" in done.stderr
+    for path in (env, *env.resolve().parents[:2]):
+        path.chmod(0o755)
+    assert CANARY in subprocess.run(argv, check=True, capture_output=True, text=True).stdout

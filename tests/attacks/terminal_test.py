@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_vm_tasks import process, stages, sync, workspaces
+from agent_vm_tasks import console, process, stages, sync, workspaces
 from agent_vm_tasks.console import printable
 from agent_vm_tasks.main import program
 from agent_vm_tasks.stages import Stage
 from tests.conftest import VM, commit, git
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.conftest import Guest, Limactl
@@ -229,6 +230,44 @@ def test_a_folders_name_that_looks_like_a_line_of_ours(
     text = said(capfd, "clean-all")
     assert r"would be lost: x\nDeleted 0 workspaces.: " in text
     assert "Deleted 0 workspaces." not in text.splitlines()
+
+
+WOULD: dict[str, tuple[str, Callable[[Path, Guest], object]]] = {
+    "a folder": ("status", lambda inside, _: (inside.parent / f"{EVIL}x").mkdir()),
+    "a file": ("fetch fix", lambda inside, _: commit(inside, f"{EVIL}/.envrc")),
+    "an error": (
+        "fetch fix",
+        lambda _, guest: executable(
+            guest.home / "bin/git-upload-pack", f"echo {q('fatal: ' + EVIL)} >&2; exit 1"
+        ),
+    ),
+    "a commit": (
+        "git fix -- log -1",
+        lambda inside, guest: guest.run(f"git commit -q --allow-empty -m {q(EVIL)}", cwd=inside),
+    ),
+}
+"""What the guest makes, and the command that prints it."""
+
+
+@pytest.mark.parametrize("what", WOULD)
+def test_what_is_not_escaped_would_steer_it(
+    guest: Guest,
+    inside: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    what: str,
+    on: bool,
+) -> None:
+    command, make = WOULD[what]
+    make(inside, guest)
+    if not on:
+        monkeypatch.setattr(console, "_escape", str)
+    monkeypatch.setattr("sys.argv", ["agent-vm", *command.split()])
+    program.run(exit=False)
+    out, err = capfd.readouterr()
+    assert ("\x1b[2J" in out + err) is not on
+    assert (r"\x1b[2J" in out + err) is on
 
 
 def q(text: str) -> str:

@@ -1,0 +1,160 @@
+"""Frames that a guest could send, to the real QEMU with the network of a mode: what arrives here.
+
+Each attack on a closed network has its twin: with `open` the same frame arrives. What a guest that
+has booted reaches, also by passt, is in tests/vm/network_test.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import shutil
+import socket
+import struct
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent_vm_tasks import host, lima, network
+from tests.conftest import VM, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+CANARY = b"c4n4ry"
+TCP, UDP = 6, 17
+WAYS = {
+    "the gateway": ("192.168.5.2", "127.0.0.1"),
+    "the gateway of IPv6": ("fec0::2", "::1"),
+}
+"""What a guest names, and what of this machine that is."""
+
+
+@pytest.fixture(params=["open", "offline"])
+def closed(request: pytest.FixtureRequest) -> bool:
+    return str(request.param) == "offline"
+
+
+@pytest.fixture
+def send(closed: bool, tmp_path: Path) -> Iterator[Callable[[bytes], None]]:
+    """What puts a frame on the wire of a VM, as its network card would."""
+    program = f"qemu-system-{host.arch()}"
+    if not shutil.which(program):
+        pytest.skip("QEMU is not installed")
+    folder = tmp_path / VM
+    folder.mkdir()
+    instance = lima.Instance(VM, "Stopped", folder, 1, 512, 4096, 0, "qemu")
+    runs = str(network.qemu(instance, "offline")) if closed else program
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wire:
+        wire.bind(("127.0.0.1", 0))
+        theirs = ("127.0.0.1", free_port())
+        ours = "{}:{}".format(*wire.getsockname())
+        forward = f"hostfwd=tcp:127.0.0.1:{free_port()}-:22"
+        netdevs = [
+            f"user,id=net0,net=192.168.5.0/24,dhcpstart=192.168.5.15,{forward}",
+            "hubport,id=guest,hubid=0,netdev=net0",
+            "socket,id=wire,udp={},localaddr={}:{}".format(ours, *theirs),
+            "hubport,id=card,hubid=0,netdev=wire",
+        ]
+        argv = [runs, "-machine", "none", "-nodefaults", "-display", "none"]
+        argv += [word for each in netdevs for word in ("-netdev", each)]
+        with running(argv):
+            yield lambda frame: put(wire, frame, theirs)
+
+
+@contextlib.contextmanager
+def running(argv: list[str]) -> Iterator[None]:
+    with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as child:
+        try:
+            yield
+            assert child.poll() is None, "QEMU has ended"
+        finally:
+            child.terminate()
+
+
+def put(wire: socket.socket, frame: bytes, to: tuple[str, int]) -> None:
+    """Send it again and again for a moment, as QEMU has just been started."""
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        wire.sendto(frame, to)
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_datagram_to_our_loopback(send: Callable[[bytes], None], way: str, closed: bool) -> None:
+    named, here = WAYS[way]
+    with listener(socket.SOCK_DGRAM, here) as server:
+        send(frame(named, UDP, udp(server.getsockname()[1])))
+        assert arrives(lambda: server.recv(100) == CANARY) is not closed
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_connection_to_our_loopback(
+    send: Callable[[bytes], None], way: str, closed: bool
+) -> None:
+    named, here = WAYS[way]
+    with listener(socket.SOCK_STREAM, here) as server:
+        server.listen()
+        send(frame(named, TCP, tcp(server.getsockname()[1])))
+        assert arrives(lambda: accepted(server)) is not closed
+
+
+def listener(kind: socket.SocketKind, address: str) -> socket.socket:
+    made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
+    made.bind((address, 0))
+    made.settimeout(0.5)
+    return made
+
+
+def accepted(server: socket.socket) -> bool:
+    caller, _ = server.accept()
+    caller.close()
+    return True
+
+
+def arrives(look: Callable[[], bool]) -> bool:
+    try:
+        return look()
+    except TimeoutError:
+        return False
+
+
+def udp(port: int) -> bytes:
+    return struct.pack(">HHHH", 40000, port, 8 + len(CANARY), 0) + CANARY
+
+
+def tcp(port: int) -> bytes:
+    """The first segment of a connection."""
+    return struct.pack(">HHIIBBHHH", 40000, port, 1, 0, 5 << 4, 2, 65535, 0, 0)
+
+
+def frame(to: str, protocol: int, content: bytes) -> bytes:
+    """An Ethernet frame of the guest's to an address of its network."""
+    target = ipaddress.ip_address(to)
+    ours = ipaddress.ip_address("fec0::15" if target.version == 6 else "192.168.5.15")
+    pseudo = ours.packed + target.packed + struct.pack(">II", len(content), protocol)
+    at = 6 if protocol == UDP else 16
+    content = content[:at] + checksum(pseudo + content) + content[at + 2 :]
+    if target.version == 6:
+        head = struct.pack(">IHBB", 6 << 28, len(content), protocol, 64)
+        return ethernet(b"\x52\x56\0\0\0\x02", 0x86DD, head + ours.packed + target.packed + content)
+    head = struct.pack(">BBHHHBB", 0x45, 0, 20 + len(content), 1, 0, 64, protocol)
+    ends = ours.packed + target.packed
+    head += checksum(head + ends) + ends
+    return ethernet(b"\x52\x55\xc0\xa8\x05\x02", 0x0800, head + content)
+
+
+def ethernet(to: bytes, kind: int, content: bytes) -> bytes:
+    return to + b"\x52\x55\x55\x11\x22\x33" + struct.pack(">H", kind) + content
+
+
+def checksum(data: bytes) -> bytes:
+    """The sum that IP, UDP and TCP have (RFC 1071)."""
+    data += b"\0" * (len(data) % 2)
+    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack(">H", ~total & 0xFFFF)
