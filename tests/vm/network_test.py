@@ -95,17 +95,10 @@ def test_the_hosts_loopback_is_out_of_reach_and_names_work(vm: User, services: S
     assert inside(vm, NAMES) == "found\n"
 
 
-def test_an_audit_of_a_real_vm_makes_every_attack_and_all_fail(vm: User) -> None:
-    with_key = vm.having(ANTHROPIC_API_KEY="sk-canary-0123456789")
-    with_key.agent_vm("secrets")
-    found = json.loads(with_key.run(PROGRAM, "audit", "--json").stdout)
-    held = {each["promise"]: each["held"] for each in found["findings"]}
-    enforced = "Network: open" not in vm.agent_vm("status")
-    assert held.pop("network") is enforced
-    assert held == dict.fromkeys(
-        ("mounts", "git", "links", "identity", "impostor", "keys", "ports"), True
-    )
-    vm.agent_vm("secrets", "--clear")
+def test_an_audit_of_a_real_vm_says_what_the_network_is(vm: User) -> None:
+    found = json.loads(vm.run(PROGRAM, "audit", "--json").stdout)["findings"]
+    (loopback,) = [each["held"] for each in found if "loopback" in each["tried"]]
+    assert loopback is ("Network: open" not in vm.agent_vm("status"))
 
 
 def works(vm: User, top: Path) -> bool:
