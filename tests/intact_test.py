@@ -144,15 +144,22 @@ def test_a_port_of_the_vm_is_seen(started: Settings, address: str) -> None:
         )
 
 
+def test_the_proxy_of_the_network_is_no_port_of_the_vm(started: Settings) -> None:
+    """It listens for the VM, not to it; on loopback it has to be, too."""
+    for address, wrong in (("127.0.0.1", False), ("0.0.0.0", True)):  # noqa: S104
+        with listening(socket.AF_INET, address, free_port(), "proxy/squid.conf"):
+            assert (look(started, "ports").held is False) is wrong
+
+
 @contextlib.contextmanager
-def listening(family: int, address: str, port: int) -> Iterator[None]:
-    """A program of the VM's, by its command line, that listens."""
+def listening(family: int, address: str, port: int, file: str = "qmp.sock") -> Iterator[None]:
+    """A program of the VM's, by a file on its command line, that listens."""
     code = (
         "import socket, sys; made = socket.socket(int(sys.argv[2]));"
         "made.bind((sys.argv[3], int(sys.argv[4]))); made.listen(); print(flush=True);"
         "sys.stdin.read()"
     )
-    words = [f"{vm.require_exists(VM).dir}/qmp.sock", str(int(family)), address, str(port)]
+    words = [f"{vm.require_exists(VM).dir}/{file}", str(int(family)), address, str(port)]
     argv = [sys.executable, "-c", code, *words]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout
