@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_vm_tasks import audit
+from agent_vm_tasks import audit, intact
 from agent_vm_tasks.audit import Attack
-from agent_vm_tasks.intact import NotTriedError
+from agent_vm_tasks.intact import Fact, NotTriedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,3 +67,23 @@ def test_without_a_vm_there_is_nothing_to_attack(
     home: Path, limactl: Limactl, agent_vm: Command
 ) -> None:
     assert agent_vm("audit").error.endswith("there is no VM agent-vm; `agent-vm start` creates it")
+
+
+@pytest.mark.parametrize("wrong", ["", "it was changed\x1b[2J"])
+def test_a_quick_look_attacks_nothing(
+    attacked: None, agent_vm: Command, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    facts = [Fact("mounts", "its files", lambda *_: wrong, "make it anew")]
+    monkeypatch.setattr(intact, "FACTS", facts)
+    said = agent_vm("audit", "--quick")
+    assert said.status == (1 if wrong else 0)
+    told = "BROKEN     mounts     its files\n" if wrong else "held       mounts     its files\n"
+    more = f"{'':21} it was changed\\x1b[2J; make it anew\n" if wrong else ""
+    assert said.out == told + more
+    found = json.loads(agent_vm("audit", "--quick", "--json").out)
+    assert (found["ok"], len(found["findings"])) == (not wrong, 1)
+
+
+def test_a_quick_look_at_no_vm(limactl: Limactl, agent_vm: Command) -> None:
+    said = agent_vm("audit", "--quick")
+    assert said.error == "agent-vm: there is no VM agent-vm; `agent-vm start` creates it"
