@@ -236,7 +236,7 @@ def handed_over(settings: Settings) -> dict[str, bytes]:
 
 FACTS = (
     Fact("mounts", "the configuration that Lima runs the VM with", _configuration,
-         "`agent-vm destroy`, then start"),
+         "see what was changed there; `agent-vm destroy`, then start, makes it anew"),
     Fact("git", "settings of git here that trust the mount", _owner, mount.UNTRUST),
     Fact("links", "the options of the mount", _mounted,
          "`agent-vm unmount --force`, then `agent-vm mount`"),
