@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -263,7 +264,11 @@ def test_a_port_that_shows_up_late_is_found(scene: Scene) -> None:
     port = conftest.free_port()
 
     def open_late() -> None:
-        with socket.create_server(("127.0.0.1", port)) as server:
+        with (
+            socket.create_server(("127.0.0.1", port)) as server,
+            contextlib.suppress(TimeoutError),
+        ):
+            server.settimeout(10)
             server.accept()[0].close()
 
     late = threading.Timer(1, open_late)
