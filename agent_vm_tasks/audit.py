@@ -209,8 +209,12 @@ def _ports(scene: Scene) -> str:
             if _answers(address, scene.listening):
                 return f"a port that the VM opened is at {address} here"
         if time.monotonic() > scene.began + SHOWS_UP:
-            return intact.listeners(scene.settings, scene.instance)
+            return ""
         time.sleep(0.2)
+
+
+def _listeners(scene: Scene) -> str:
+    return intact.listeners(scene.settings, scene.instance)
 
 
 def _answers(address: str, port: int) -> bool:
@@ -294,6 +298,7 @@ ATTACKS = (
            _keys_inside, "change those keys"),
     Attack("keys", "keys in kept disks", _keys_kept, "change those keys, and delete that disk"),
     Attack("ports", "a port that the VM opens", _ports, "`agent-vm destroy`, then start"),
+    Attack("ports", "what the VM's processes listen at here", _listeners, "`agent-vm restart`"),
     Attack("network", "this machine's loopback from the VM", _network,
            "run `agent-vm setup`, then `agent-vm restart`"),
     Attack("network", "names from the VM, which have to work", _names, ""),

@@ -21,6 +21,7 @@ from agent_vm_tasks.intact import NotTriedError
 
 from . import conftest
 from .conftest import VM
+from .intact_test import listening
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -260,6 +261,13 @@ def answer(server: socket.socket) -> None:
     server.sendto(b"guest", server.recvfrom(10)[1])
 
 
+def test_what_the_vms_processes_listen_at_is_found(scene: Scene) -> None:
+    assert ATTACKS["listeners"](scene) == ""
+    port = conftest.free_port()
+    with listening(socket.AF_INET, "127.0.0.1", port):
+        assert ATTACKS["listeners"](scene) == f"port {port} is open here and is not listed"
+
+
 def test_a_port_that_shows_up_late_is_found(scene: Scene) -> None:
     port = conftest.free_port()
 
@@ -358,7 +366,7 @@ def test_an_audit_leaves_nothing_behind(scene: Scene, guest: Guest, home: Path) 
     before = files(home)
     found = audit.run(scene.settings)
     assert [each.promise for each in found] == [each.promise for each in audit.ATTACKS]
-    held = {each.promise: each.held for each in found}
+    held = {each.promise: each.held for each in reversed(found)}
     assert (held["git"], held["links"], held["impostor"]) == (True, True, True)
     # This guest is a program on this machine: its ports are those of here.
     assert held["ports"] is False

@@ -151,6 +151,17 @@ def test_the_proxy_of_the_network_is_no_port_of_the_vm(started: Settings) -> Non
             assert (look(started, "ports").held is False) is wrong
 
 
+def test_what_a_process_hides_is_not_called_closed(
+    started: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another's open port is told all the same."""
+    real, port, driver = intact._listening, free_port(), vm.require_exists(VM).driver_pid
+    monkeypatch.setattr(intact, "_listening", lambda pid: None if pid == driver else real(pid))
+    assert look(started, "ports").held is None
+    with listening(socket.AF_INET, "127.0.0.1", port):
+        assert look(started, "ports").detail == f"port {port} is open here and is not listed"
+
+
 @contextlib.contextmanager
 def listening(family: int, address: str, port: int, file: str = "qmp.sock") -> Iterator[None]:
     """A program of the VM's, by a file on its command line, that listens."""

@@ -39,7 +39,11 @@ def audit(vm: User, *words: str) -> dict[str, list[dict[str, Any]]]:
 
 def broken(vm: User, *words: str) -> dict[str, str]:
     """What did not hold, but for a network that this host cannot close, which is told elsewhere."""
-    found = {each["promise"]: each["detail"] for each in audit(vm, *words)["broken"]}
+    found: dict[str, str] = {}
+    for each in audit(vm, *words)["broken"]:
+        found[each["promise"]] = "; ".join(
+            filter(None, (found.get(each["promise"]), each["detail"]))
+        )
     if "Network: open" in vm.agent_vm("status"):
         found.pop("network", None)
     return found
