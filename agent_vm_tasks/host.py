@@ -407,7 +407,7 @@ def _covers(entry: str, mount: Path) -> bool:
     if entry in {"*", "."}:
         return True
     below = entry.endswith("/*")
-    place = Path(os.path.normpath("/" + entry.removesuffix("*" if below else "").lstrip("/")))
+    place = Path(os.path.normpath(entry.removesuffix("*" if below else "")))
     if not place.is_relative_to(mount):
         place = Path(os.path.realpath(place))
     return place.is_relative_to(mount) or (below and mount.is_relative_to(place))
