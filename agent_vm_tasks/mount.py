@@ -2,7 +2,7 @@
 
 The tree is hostile: its git configuration would run as the user, its links would lead to the
 user's files. uid=65534 makes git on the host refuse to work in it, contain_symlinks
-(CVE-2026-47187) keeps links from leaving it, sftp_watch.py ends waiting for a server that is silent.
+(CVE-2026-47187) keeps links from leaving it, sftp_watch.py ends the wait for a silent server.
 """
 
 from __future__ import annotations

@@ -77,3 +77,15 @@ def test_after_a_silence_it_is_not_asked_again_at_once(tmp_path: Path) -> None:
             child.wait(20)
         assert ran.exists()
         ran.unlink()
+
+
+def test_a_folder_is_read_from_its_first_names_until_it_is_closed() -> None:
+    seen = sftp_watch.Unanswered()
+    for kind, number in (
+        (sftp_watch._READDIR, 1),
+        (sftp_watch._READDIR, 2),
+        (sftp_watch._CLOSE, 3),
+    ):
+        packet = framed(bytes([kind]) + struct.pack(">I", number) + framed(b"handle"))
+        seen.ask([packet], float(number))
+        assert seen.folders == ({} if number == 3 else {framed(b"handle"): 1.0})
