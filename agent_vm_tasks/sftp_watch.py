@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 7.0
 """Seconds that the oldest request may wait, as a server answers in turn; or a folder be listed."""
+GRANT = 0.5
+"""Seconds of waiting that each answer makes up for: the rest of it shortens our patience."""
 REST = 30.0
 """Seconds after a silence in which nobody asks again."""
 
@@ -56,11 +58,15 @@ def packets() -> Generator[list[bytes], bytes, None]:
 
 @dataclass
 class Unanswered:
-    """What the server was asked, since when its oldest request is that, and folders being read."""
+    """What the server was asked, since when its oldest request is that, and folders being read.
+
+    `debt`: seconds that its answers came late.
+    """
 
     requests: OrderedDict[int, None] = field(default_factory=OrderedDict)
     folders: dict[bytes, float] = field(default_factory=dict)
     moved: float = 0.0
+    debt: float = 0.0
 
     def ask(self, packets: list[bytes], now: float) -> None:
         self.moved = self.moved if self.requests else now
@@ -74,8 +80,14 @@ class Unanswered:
     def answer(self, packets: list[bytes], now: float) -> None:
         for packet in packets:
             if _number(packet) == next(iter(self.requests), None):
+                self.debt = max(0.0, self.debt + now - self.moved - GRANT)
                 self.moved = now
             self.requests.pop(_number(packet), None)
+
+    def end(self, unsent: bytes) -> float:
+        """When our patience ends."""
+        oldest = self.moved + PATIENCE - self.debt if self.requests or unsent else math.inf
+        return min([oldest, *(since + PATIENCE for since in self.folders.values())])
 
 
 def relay(child: subprocess.Popen[bytes]) -> bool:
@@ -88,10 +100,11 @@ def relay(child: subprocess.Popen[bytes]) -> bool:
     next(asked), next(answered)
     seen, rest = Unanswered(), b""
     while True:
-        end = seen.moved + PATIENCE if seen.requests or rest else math.inf
-        if min([end, *(since + PATIENCE for since in seen.folders.values())]) <= time.monotonic():
+        if (left := seen.end(rest) - time.monotonic()) <= 0:
             return True
-        readable, writable = _ready([back] if rest else [back, 0], [to] if rest else [], end)
+        readable, writable, _ = select.select(
+            [back] if rest else [back, 0], [to] if rest else [], [], min(left, PATIENCE)
+        )
         if 0 in readable:
             if not (rest := os.read(0, 2**16)):
                 return False
@@ -103,12 +116,6 @@ def relay(child: subprocess.Popen[bytes]) -> bool:
                 return False
             seen.answer(answered.send(chunk), time.monotonic())
             _write(chunk)
-
-
-def _ready(sources: list[int], targets: list[int], end: float) -> tuple[list[int], list[int]]:
-    limit = None if end == math.inf else max(0.0, end - time.monotonic())
-    readable, writable, _ = select.select(sources, targets, [], limit)
-    return readable, writable
 
 
 def _number(packet: bytes) -> int:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SERVER = Path(__file__).parents[1] / "stand_ins" / "sftp_server.py"
 LONGEST = 10.0
 """Seconds that a program on this machine may hang."""
-SILENT = ["silent", "slow", "chatty", "deaf"]
+SILENT = ["silent", "slow", "chatty", "deaf", "late"]
 MEBIBYTE = 2**20
 
 

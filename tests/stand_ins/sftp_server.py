@@ -152,6 +152,8 @@ while True:
     if kind == INIT:
         answer(VERSION, struct.pack(">I", 3))
         continue
+    if ATTACK == "late":
+        time.sleep(5)
     path = rest[4 : 4 + struct.unpack(">I", rest[:4])[0]]
     if kind in kinds and base(path) == b"bad":
         misbehave(number)
