@@ -302,7 +302,7 @@ def _boot(settings: Settings, instance: Instance, say: Say) -> Instance:
     _ready_mark(instance.name).unlink(missing_ok=True)
     say(f"starting the VM {instance.name}")
     network.note(instance.name, planned.mode)
-    lima.start(instance, say, _qemu(instance, planned.mode, arguments))
+    lima.start(instance, say, _qemu(settings, instance, planned.mode, arguments))
     started = lima.find(instance.name)
     if started is None or not started.running:
         raise AgentVMError(f"the VM {instance.name} went down while it booted",
@@ -402,17 +402,15 @@ def _asked(settings: Settings) -> str:
     return hashlib.sha256(b"\0".join(inputs)).hexdigest()[:16]
 
 
-def _qemu(instance: Instance, mode: str, arguments: str) -> dict[str, str]:
+def _qemu(settings: Settings, instance: Instance, mode: str, arguments: str) -> dict[str, str]:
     """The environment by which Lima takes our QEMU and arguments, which win over its own.
 
     Source: Lima's pkg/driver/qemu/qemu.go.
     """
-    arch = host.arch()
-    plain = mode == "open"
-    if plain and not arguments:
+    if not host.uses_qemu(settings.vm.vm_type):
         return {}
-    program = f"qemu-system-{arch}" if plain else shlex.quote(str(network.qemu(instance, mode)))
-    return {f"QEMU_SYSTEM_{arch.upper()}": program + arguments}
+    program = shlex.quote(str(network.qemu(instance, mode)))
+    return {f"QEMU_SYSTEM_{host.arch().upper()}": program + arguments}
 
 
 def _acceleration(settings: Settings) -> tuple[str, str]:
