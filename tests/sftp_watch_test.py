@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import struct
 import subprocess
@@ -89,3 +90,22 @@ def test_a_folder_is_read_from_its_first_names_until_it_is_closed() -> None:
         packet = framed(bytes([kind]) + struct.pack(">I", number) + framed(b"handle"))
         seen.ask([packet], float(number))
         assert seen.folders == ({} if number == 3 else {framed(b"handle"): 1.0})
+
+
+def test_patience_is_for_the_oldest_request_and_late_answers_use_it_up() -> None:
+    def packet(number: int) -> list[bytes]:
+        return [framed(b"\x05" + struct.pack(">I", number) + framed(b"handle"))]
+
+    seen = sftp_watch.Unanswered()
+    seen.ask(packet(1), 0.0)
+    seen.ask(packet(2), 1.0)
+    assert seen.end(b"") == sftp_watch.PATIENCE
+    seen.answer(packet(2), 3.0)
+    seen.answer(packet(7), 3.0)
+    assert seen.end(b"") == sftp_watch.PATIENCE
+    seen.answer(packet(1), 5.0)
+    assert seen.end(b"") == math.inf
+    left = 5.0 + sftp_watch.PATIENCE - (5.0 - sftp_watch.GRANT)
+    assert seen.end(b"what the server does not take") == left
+    seen.ask(packet(3), 5.0)
+    assert seen.end(b"") == left
