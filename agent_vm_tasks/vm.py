@@ -7,7 +7,18 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import creation, guest, host, lima, mount, network, secrets, state, workspaces
+from . import (
+    creation,
+    guest,
+    host,
+    lima,
+    mount,
+    network,
+    process,
+    secrets,
+    state,
+    workspaces,
+)
 from .errors import AgentVMError
 from .settings import explicit
 
@@ -175,14 +186,12 @@ def require_running(name: str) -> None:
 
 def status(settings: Settings) -> Status:
     """Look at the VM, the mount and, when it runs, the workspaces; starts nothing."""
-    from concurrent.futures import ThreadPoolExecutor
-
     name, point = settings.vm.name, mount.point(settings)
-    with ThreadPoolExecutor() as side_by_side:
-        early = side_by_side.submit(_inventory, name) if ready(name) else None
+    with process.side_by_side() as threads:
+        early = threads.submit(_inventory, name) if ready(name) else None
         found = find(name)
         mounted = mount.current(point)
-    known = early.result() if early else None
+        known = early.result() if early else None
     rows, trouble = known or _inventory(name) if found and found.running else ((), "")
     return Status(
         name=name,

@@ -130,7 +130,7 @@ def test_the_end_of_a_huge_log_is_shown_without_reading_all_of_it(tmp_path: Path
     assert (done.stdout, done.stderr) == ("the end\n", "")
 
 
-@pytest.mark.parametrize("words", ["status", "push fix", "git fix -- log"])
+@pytest.mark.parametrize("words", ["status", "fetch fix", "push fix", "git fix -- log"])
 def test_a_vm_that_starts_no_program_is_told_in_time_and_can_be_left(
     guest: Guest, limactl: Limactl, repository: Path, tmp_path: Path, words: str
 ) -> None:
@@ -147,6 +147,6 @@ def test_a_vm_that_starts_no_program_is_told_in_time_and_can_be_left(
         "it is not told", SOON,
     )  # fmt: skip
     os.kill(asked.pid, signal.SIGINT)
-    ended = asked.end()
+    ended = asked.end(3 * SOON)
     assert ended.status == 130
     assert "Traceback" not in ended.err
