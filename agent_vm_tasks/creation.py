@@ -83,10 +83,13 @@ def create(settings: Settings, say: Say) -> Instance:
     yaml = render.lima_yaml(fit, images, private)
     state.write(guest.known_hosts(name), f"{name} {public}\n")
     try:
-        return _created(name, yaml, say)
+        made = _created(name, yaml, say)
     except AgentVMError:
         guest.known_hosts(name).unlink()
         raise
+    if (free := host.room(made.dir)) < fit.vm.disk:
+        say(f"its disk grows as it fills; this machine has {free / 1024:.4g} GiB for it")
+    return made
 
 
 def is_ours(found: Instance) -> bool:

@@ -28,6 +28,8 @@ GREETING = 3.0
 """Seconds for sshd in the guest to say its first word."""
 RESPONSE = 5.0
 """Seconds for a command that does nothing to come back over the warm connection."""
+LONG = 4.0
+"""Seconds after which it is looked whether commands still come back."""
 DRIFT = 60
 """Seconds that the guest's clock may be off before it is set."""
 SSH_FAILED = 255
@@ -130,14 +132,19 @@ def silence(name: str) -> UnreachableError:
 def watch(name: str, hear: Callable[[str], None] = lambda _said: None) -> Callable[[str], None]:
     """What to look at while something in the guest takes long; raises UnreachableError.
 
-    `hear` gets what the program has said on stderr; while that grows, the guest lives.
+    `hear` gets what the program has said on stderr; while that grows, the guest lives. One whose
+    sshd greets may still start no program, or a long one: that is told, once.
     """
-    heard = ""
+    heard, began, looked = "", time.monotonic(), False
 
     def look(said: str) -> None:
-        nonlocal heard
+        nonlocal heard, looked
         if said == heard and not answers(name) and not answers(name):  # busy ones may miss one
             raise silence(name)
+        if not looked and time.monotonic() - began > LONG:
+            looked = True
+            if not responds(name):
+                warn(str(silence(name)))
         heard = said
         hear(said)
 

@@ -380,14 +380,19 @@ def _sshfs() -> Check:
     return Check("sshfs", ok=False, required=False, detail=problem, fix=fix)
 
 
+def room(place: Path) -> int:
+    """MiB that are free where a folder is, or will be."""
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free // 2**20
+
+
 def _disk() -> Check:
     try:
         place = Path(os.environ.get("LIMA_HOME") or service_home())
     except AgentVMError:
         place = Path("/var")
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free // 2**30
+    free = room(place) // 1024
     detail, enough = f"{free} GiB free at {place}", free >= DISK_WANTED
     fix = "" if enough else f"make room: a VM grows to {DISK_WANTED} GiB soon"
     return Check("disk", enough, required=False, detail=detail, fix=fix)

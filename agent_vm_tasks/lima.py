@@ -222,7 +222,7 @@ def log_tail(folder: Path, name: str, lines: int) -> str:
         raise AgentVMError(
             f"the VM has no log {name}", f"its logs: {', '.join(logs) or 'none before a start'}"
         )
-    return "\n".join(logs[name].read_text("utf-8", "replace").splitlines()[-lines:])
+    return "\n".join(_end_of(logs[name], 2**20).splitlines()[-lines:])
 
 
 def _discard_disk(instance: Instance) -> None:

@@ -2,21 +2,23 @@
 
 The tree is hostile: its git configuration would run as the user, its links would lead to the
 user's files. uid=65534 makes git on the host refuse to work in it, contain_symlinks
-(CVE-2026-47187) keeps links from leaving it.
+(CVE-2026-47187) keeps links from leaving it, sftp_watch.py ends the wait for a silent server.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import guest, host, process, state
+from . import guest, host, process, sftp_watch, state
 from .errors import AgentVMError
 from .settings import in_mount
 
@@ -37,6 +39,7 @@ UNTRUST = "take that out (`git config --global --edit`, or --system), then `agen
 _OPTIONS = (
     "uid=65534", "gid=65534", "nosuid", "nodev", "noexec", "contain_symlinks", "reconnect",
     "ServerAliveInterval=5", "ServerAliveCountMax=2", "ConnectTimeout=5",
+    'ssh_command=sh -c eval\t"$AGENT_VM_WATCH" ssh',
 )  # fmt: skip
 _ESCAPES = {r"\040": " ", r"\011": "\t", r"\012": "\n", r"\134": "\\"}
 
@@ -122,9 +125,20 @@ def _mount(settings: Settings) -> None:
             "-o", ",".join(_OPTIONS)]  # fmt: skip
     if shutil.which("prlimit"):
         argv = ["prlimit", f"--as={MEMORY_LIMIT}", *argv]
-    result = process.run(argv, check=False, timeout=60)
+    result = process.run(argv, check=False, timeout=60, env=_watched(name))
     if not result.ok:
         raise AgentVMError(f"{path} could not be mounted: {result.reason}")
+
+
+def _watched(name: str) -> dict[str, str]:
+    """The environment that has `ssh_command` of _OPTIONS run sftp_watch.py.
+
+    sshfs splits that option at each space, and a path may have one.
+    """
+    note = state.folder(name) / "mount.silent"
+    note.unlink(missing_ok=True)
+    watch = shlex.join([sys.executable, "-I", "-S", sftp_watch.__file__, str(note), "ssh"])
+    return {**os.environ, "AGENT_VM_WATCH": f'exec {watch} "$@"'}
 
 
 def trust(path: Path) -> str:

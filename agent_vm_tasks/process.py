@@ -24,6 +24,7 @@ from .errors import AgentVMError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import ThreadPoolExecutor
 
 log = logging.getLogger("agent-vm")
 
@@ -34,6 +35,8 @@ WATCH = 2.0
 MOST = 256 * 2**20
 """Bytes that a program may print: what it says is kept in memory, and may come from the guest."""
 LONGEST_REASON = 500
+_given_up = threading.Event()
+"""Set while other threads than the main one are to end what they run."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ def _communicate(
             ends.register(child.stdin, selectors.EVENT_WRITE)
         while ends.get_map():
             ready = ends.select(max(0.0, min(WATCH, end - time.monotonic())))
+            if _given_up.is_set() and threading.current_thread() is not threading.main_thread():
+                raise InterruptedError
             if time.monotonic() >= end:
                 raise subprocess.TimeoutExpired(child.args, timeout or 0)
             if watch and time.monotonic() - looked >= WATCH:
@@ -188,6 +193,22 @@ def popen(
             kill(child)
             raise
     return child
+
+
+@contextlib.contextmanager
+def side_by_side() -> Iterator[ThreadPoolExecutor]:
+    """Threads that end what they run where this block fails, as by Ctrl-C: it waits for them."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    try:
+        with ThreadPoolExecutor() as threads:
+            try:
+                yield threads
+            except BaseException:
+                _given_up.set()
+                raise
+    finally:
+        _given_up.clear()
 
 
 @contextlib.contextmanager

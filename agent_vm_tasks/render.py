@@ -74,7 +74,7 @@ def ssh_config(
 
 
 def qemu(*, mode: str, qemu: str, passt: str, folder: Path) -> str:
-    """The wrapper around QEMU that decides on the VM's network."""
+    """The wrapper around QEMU that decides on the VM's network and bounds its logs."""
     template = environment().get_template("qemu.sh.j2")
     return template.render(mode=mode, qemu=qemu, passt=passt, folder=folder, resolver=RESOLVER)
 

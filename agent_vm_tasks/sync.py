@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import git, guest, review, state
+from . import git, guest, process, review, state
 from .errors import AgentVMError
 from .workspaces import (
     Contents,
@@ -154,11 +154,9 @@ def fetch(ws: Workspace, say: Say) -> tuple[Fetched, Contents]:
 
 def _bring(ws: Workspace, say: Say) -> tuple[str, Contents]:
     """Fetch to `ws.incoming`; the commit of `ws.ref` so far, and what else is in the workspace."""
-    from concurrent.futures import ThreadPoolExecutor
-
     branch, before = _commits(ws)
-    with ThreadPoolExecutor() as side_by_side:
-        looking = side_by_side.submit(_look, ws)
+    with process.side_by_side() as threads:
+        looking = threads.submit(_look, ws)
         result = git.transfer(
             ws.repository.path, ws.vm, *_naming(branch, before), "--no-tags",
             "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance",

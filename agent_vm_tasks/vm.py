@@ -7,7 +7,19 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import creation, guest, host, intact, lima, mount, network, secrets, state, workspaces
+from . import (
+    creation,
+    guest,
+    host,
+    intact,
+    lima,
+    mount,
+    network,
+    process,
+    secrets,
+    state,
+    workspaces,
+)
 from .errors import AgentVMError
 from .settings import explicit
 
@@ -175,14 +187,12 @@ def require_running(name: str) -> None:
 
 def status(settings: Settings) -> Status:
     """Look at the VM, the mount and, when it runs, the workspaces; starts nothing."""
-    from concurrent.futures import ThreadPoolExecutor
-
     name, point = settings.vm.name, mount.point(settings)
-    with ThreadPoolExecutor() as side_by_side:
-        early = side_by_side.submit(_inventory, name) if ready(name) else None
+    with process.side_by_side() as threads:
+        early = threads.submit(_inventory, name) if ready(name) else None
         found = find(name)
         mounted = mount.current(point)
-    known = early.result() if early else None
+        known = early.result() if early else None
     rows, trouble = known or _inventory(name) if found and found.running else ((), "")
     return Status(
         name=name,
@@ -304,7 +314,7 @@ def _boot(settings: Settings, instance: Instance, say: Say) -> Instance:
     _ready_mark(instance.name).unlink(missing_ok=True)
     say(f"starting the VM {instance.name}")
     network.note(instance.name, planned.mode)
-    lima.start(instance, say, _qemu(instance, planned.mode, arguments))
+    lima.start(instance, say, _qemu(settings, instance, planned.mode, arguments))
     started = lima.find(instance.name)
     if started is None or not started.running:
         raise AgentVMError(f"the VM {instance.name} went down while it booted",
@@ -404,17 +414,15 @@ def _asked(settings: Settings) -> str:
     return hashlib.sha256(b"\0".join(inputs)).hexdigest()[:16]
 
 
-def _qemu(instance: Instance, mode: str, arguments: str) -> dict[str, str]:
+def _qemu(settings: Settings, instance: Instance, mode: str, arguments: str) -> dict[str, str]:
     """The environment by which Lima takes our QEMU and arguments, which win over its own.
 
     Source: Lima's pkg/driver/qemu/qemu.go.
     """
-    arch = host.arch()
-    plain = mode == "open"
-    if plain and not arguments:
+    if not host.uses_qemu(settings.vm.vm_type):
         return {}
-    program = f"qemu-system-{arch}" if plain else shlex.quote(str(network.qemu(instance, mode)))
-    return {f"QEMU_SYSTEM_{arch.upper()}": program + arguments}
+    program = shlex.quote(str(network.qemu(instance, mode)))
+    return {f"QEMU_SYSTEM_{host.arch().upper()}": program + arguments}
 
 
 def _acceleration(settings: Settings) -> tuple[str, str]:

@@ -315,6 +315,7 @@ def limactl(
     monkeypatch.setenv("LIMA_HOME", str(made.lima))
     monkeypatch.setattr(host, "service_user", lambda: None)  # one account is enough here
     monkeypatch.setattr(network, "_lack", lambda _: "")  # as where passt is installed
+    monkeypatch.setattr(host, "room", lambda _: 2**20)  # enough
     monkeypatch.setattr(render, "GUEST_USER", USER)
     monkeypatch.setattr(lima, "POLL", 0.01)
     yield made

@@ -194,6 +194,7 @@ def test_macos_brings_its_own_hypervisor(monkeypatch: pytest.MonkeyPatch, progra
         (["/*"], ["/*"]),
         (["."], ["."]),
         (["/{mount}//app/../*"], ["/{mount}//app/../*"]),
+        (["{mount}/link"], ["{mount}/link"]),
         (["{home}/link"], ["{home}/link"]),
         (["{home}/link/*"], ["{home}/link/*"]),
         (["~/.agent-vm-mounts/workspace/app-main"], ["{mount}/app-main"]),
@@ -209,6 +210,8 @@ def test_git_trust_in_the_mount(
     home.mkdir()
     (home / "link").symlink_to(".agent-vm-mounts/workspace")
     mount = home / ".agent-vm-mounts/workspace"
+    mount.mkdir(parents=True)
+    (mount / "link").symlink_to("/")  # the guest's, which is not followed
     names = {"home": str(home), "mount": str(mount)}
     lines = "".join(f'  directory = "{entry.format(**names)}"\n' for entry in entries)
     (home / ".gitconfig").write_text(f"[safe]\n{lines}", "utf-8")

@@ -62,7 +62,13 @@ def test_internet_goes_by_passt_without_the_way_to_the_hosts_loopback(wrapped: P
     assert passt[passt.index("--udp-ports") + 1] == "none"
 
 
-@pytest.mark.parametrize("mode", ["offline", "internet"])
+@pytest.mark.parametrize("asked", [ASKED, ["-netdev", "user,id=other"]])
+def test_open_leaves_the_network_as_lima_wants_it(wrapped: Path, asked: list[str]) -> None:
+    assert run(wrapped, "open", *asked).returncode == 0
+    assert words(wrapped) == asked
+
+
+@pytest.mark.parametrize("mode", ["offline", "internet", "open"])
 @pytest.mark.parametrize("asked", [["-M", "none", "-accel", "help"], ["--version"]])
 def test_what_lima_asks_of_qemu_itself_is_passed_on(
     wrapped: Path, mode: str, asked: list[str]

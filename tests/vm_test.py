@@ -26,7 +26,15 @@ from agent_vm_tasks import (
 )
 from agent_vm_tasks import guest as ssh_guest
 from agent_vm_tasks.errors import AgentVMError
-from agent_vm_tasks.settings import Mount, Provision, Settings, Vm, with_vm
+from agent_vm_tasks.settings import (
+    NETWORKS,
+    Mount,
+    Network,
+    Provision,
+    Settings,
+    Vm,
+    with_vm,
+)
 
 from .conftest import VM, WORKS, a_host, answers, commit, git, leading, wait_until
 from .family import family
@@ -82,6 +90,16 @@ def test_a_start_creates_boots_and_connects(limactl: Limactl, settings: Settings
 def test_a_small_vm_is_not_said_to_have_no_memory(limactl: Limactl, settings: Settings) -> None:
     said = started(with_vm(settings, memory="512MiB", disk="20000MiB"))
     assert said[0] == "creating the VM agent-vm: 4 CPUs, 0.5 GiB memory, 19.53 GiB disk"
+
+
+def test_a_disk_that_can_fill_this_machine_is_told_at_its_creation(
+    limactl: Limactl, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "room", lambda _: 50 * 1024)
+    assert "its disk grows as it fills; this machine has 50 GiB for it" in started(settings)
+    monkeypatch.setattr(host, "room", lambda _: 200 * 1024)
+    destroyed(settings)
+    assert not any("grows" in line for line in started(settings))
 
 
 def test_the_guest_gets_the_host_key_that_is_pinned(limactl: Limactl, settings: Settings) -> None:
@@ -665,20 +683,35 @@ def test_emulation_is_chosen_where_kvm_does_not_work(
     assert "no strong security boundary" in slow
 
 
+@pytest.mark.parametrize("mode", NETWORKS)
+def test_qemu_is_started_by_what_bounds_its_logs_whatever_the_network(
+    limactl: Limactl, settings: Settings, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    given = env_of_a_start(monkeypatch)
+    started(replace(settings, network=Network(mode)))
+    assert given == {"QEMU_SYSTEM_X86_64": str(limactl.lima / VM / "agent-vm-qemu")}
+
+
 def test_limactl_is_told_to_emulate_and_the_user_that_it_is_slow(
     limactl: Limactl, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_host(monkeypatch, kvm=BROKEN)
-    real, given = lima.start, {}
+    given = env_of_a_start(monkeypatch)
+    said = started(settings)
+    assert list(given) == ["QEMU_SYSTEM_X86_64"]
+    assert said[1].startswith("KVM cannot be used (there is no /dev/kvm): the VM is emulated")
+
+
+def env_of_a_start(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What `lima.start` is given from now on."""
+    real, given = lima.start, dict[str, str]()
 
     def start(instance: lima.Instance, say: Any, extra_env: dict[str, str]) -> None:  # noqa: ANN401
         given.update(extra_env)
         real(instance, say, extra_env)
 
     monkeypatch.setattr(lima, "start", start)
-    said = started(settings)
-    assert list(given) == ["QEMU_SYSTEM_X86_64"]
-    assert said[1].startswith("KVM cannot be used (there is no /dev/kvm): the VM is emulated")
+    return given
 
 
 def test_a_qemu_that_cannot_emulate_the_guest_is_refused(
