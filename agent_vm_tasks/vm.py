@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import creation, guest, host, lima, mount, network, secrets, state, workspaces
+from . import creation, guest, host, lima, mount, network, proxy, secrets, state, workspaces
 from .errors import AgentVMError
 from .settings import explicit
 
@@ -81,6 +81,7 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
         warnings += _install(settings, instance, say, c)
         secrets.push(name, given)
     network.refuse_looser(settings)
+    keep_way_out(settings, say)
     warnings += ensure_mounted(settings)
     return Started(found is None, tuple(warnings))
 
@@ -272,6 +273,7 @@ def _let_go(settings: Settings, say: Say) -> None:
     except AgentVMError as error:
         say(str(error))
     guest.disconnect(settings.vm.name)
+    proxy.end(settings.vm.name)
 
 
 def _created(settings: Settings, say: Say) -> Instance:
@@ -301,6 +303,9 @@ def _boot(settings: Settings, instance: Instance, say: Say) -> Instance:
     creation.refuse_strange(instance, lima.asked(instance))
     _ready_mark(instance.name).unlink(missing_ok=True)
     say(f"starting the VM {instance.name}")
+    proxy.end(instance.name)
+    if planned.mode == "allowlist":
+        proxy.keep(settings, say)
     network.note(instance.name, planned.mode)
     lima.start(instance, say, _qemu(instance, planned.mode, arguments))
     started = lima.find(instance.name)
@@ -475,6 +480,12 @@ def _ready_mark(name: str) -> Path:
 def _unused_mark(name: str) -> Path:
     """There until the first provisioning is through: nobody can have worked in the VM before."""
     return state.folder(name) / "unused"
+
+
+def keep_way_out(settings: Settings, say: Say) -> None:
+    """Where the VM has a proxy only, have it run by the list of now; raises AgentVMError."""
+    if network.in_force(settings.vm.name) == "allowlist":
+        proxy.keep(settings, say)
 
 
 def ensure_mounted(settings: Settings) -> list[str]:

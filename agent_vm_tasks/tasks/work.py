@@ -193,6 +193,7 @@ def running(chosen: configuration.Settings, c: Context) -> bool:
     ready = vm.ready(chosen.vm.name)
     if ready:
         network.refuse_looser(chosen)
+        vm.keep_way_out(chosen, say)
     for line in vm.ensure_mounted(chosen) if ready else vm.start(chosen, say, c).warnings:
         warn(line)
     return ready
