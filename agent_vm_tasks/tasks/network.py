@@ -64,6 +64,8 @@ def network_log(_context: Context, learn: bool = False, json: bool = False) -> N
     Example: network-log --learn
     """
     chosen = configuration.load()
+    if not vm.made_here(chosen.vm.name):
+        vm.require_exists(chosen.vm.name)
     found = proxy.decisions(chosen.vm.name)
     if learn:
         print(_lesson(proxy.learned(found, chosen)))
