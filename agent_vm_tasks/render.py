@@ -56,14 +56,16 @@ def lima_yaml(settings: Settings, images: Sequence[Image], host_key: str) -> str
         legacy_bios=platform.machine() == "x86_64" and platform.system() == "Linux",
         ports=settings.network.ports,
         ca_certs=certificates(settings),
-        boot_script=env.get_template("boot.sh.j2").render(
-            resolver=resolver(settings),
-            user=GUEST_USER,
-            proxy_note=PROXY_NOTE,
-            inside=INSIDE[0],
-        ),
+        boot_script=boot(settings),
         host_key_script=env.get_template("host-key.sh.j2").render(host_key=host_key.strip()),
     )
+
+
+def boot(settings: Settings) -> str:
+    """What the guest runs at each boot, before sshd."""
+    template = environment().get_template("boot.sh.j2")
+    return template.render(resolver=resolver(settings), user=GUEST_USER, proxy_note=PROXY_NOTE,
+                           inside=INSIDE[0])  # fmt: skip
 
 
 def ssh_config(

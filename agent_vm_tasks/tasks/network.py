@@ -80,7 +80,7 @@ def network_log(_context: Context, learn: bool = False, json: bool = False) -> N
 def _row(each: proxy.Decision) -> tuple[object, ...]:
     when = datetime.fromtimestamp(each.time).astimezone().isoformat(" ", "seconds")
     outcome = f"refused: {each.refused}" if each.refused else f"allowed: {each.status}"
-    return when, outcome, f"{each.host}:{each.port}", each.method, each.program or "-"
+    return when, outcome, f"{each.host}:{each.port}", each.method, _program(each)
 
 
 def _lesson(entries: dict[str, list[proxy.Decision]]) -> str:
@@ -88,8 +88,12 @@ def _lesson(entries: dict[str, list[proxy.Decision]]) -> str:
     if not entries:
         return "# Nothing was refused that network.allow could let through."
     lines = [
-        f'    "{entry}",  # {len(made)} times, last by {console.one_line(made[-1].program) or "-"}'
+        f'    "{entry}",  # {len(made)} times, last by {_program(made[-1])}'
         for entry, made in entries.items()
     ]
     head = ["# Look at each: the VM can send to it what it knows.", "[network]", "allow = ["]
     return "\n".join([*head, *lines, "]"])
+
+
+def _program(each: proxy.Decision) -> str:
+    return console.one_line(each.program[:40]) or "-"

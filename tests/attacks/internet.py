@@ -2,7 +2,8 @@
 
 Started as `unshare --net python internet.py FOLDER` with squid's configuration in FOLDER. Takes
 one command a line, in JSON, on stdin and answers each with a line. Every service says at which
-address it was reached. The address RELAY hands on to the socket FOLDER/outside-PORT instead.
+address it was reached. What comes to an address of RELAYS
+goes to the socket FOLDER/ADDRESS:PORT instead, where that is.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+RELAYS = tuple(f"5.5.5.{each}" for each in range(1, 10))
 ADDRESSES = (
-    "93.184.216.34", "1.1.1.1", "5.5.5.5", "10.1.2.3", "172.16.0.1", "192.168.1.1",
+    "93.184.216.34", "1.1.1.1", *RELAYS, "10.1.2.3", "172.16.0.1", "192.168.1.1",
     "169.254.169.254", "100.64.0.1", "198.18.0.1", "203.0.113.5", "192.0.0.8", "192.88.99.1",
     "0.0.0.1", "240.0.0.1", "81.2.69.142", "2606:2800:220:1::1", "fd00::1", "fec0::2",
     "64:ff9b::7f00:1", "2002:7f00:1::1", "2001:db8::1", "2001::1", "3fff::1", "::127.0.0.1",
     "100::1", "4000::1",
 )  # fmt: skip
-RELAY = "5.5.5.5"
 PORTS = (22, 80, 443, 8443)
 PROXY = 3128
 A, AAAA = 1, 28
@@ -69,7 +70,7 @@ class World:
     def serve(self, caller: socket.socket, port: int) -> None:
         where = caller.getsockname()[0].removeprefix("::ffff:")
         with caller, contextlib.suppress(OSError):
-            if where == RELAY and (outside := self.folder / f"outside-{port}").exists():
+            if (outside := self.folder / f"{where}:{port}").exists():
                 relay(caller, str(outside))
                 return
             request = caller.recv(65536)

@@ -207,7 +207,7 @@ def test_a_name_that_is_not_listed_is_asked_of_no_resolver(
 
 @pytest.mark.parametrize(
     "address",
-    [*(each for each in internet.ADDRESSES if each not in {PUBLIC, "1.1.1.1", internet.RELAY}
+    [*(each for each in internet.ADDRESSES if each not in {PUBLIC, "1.1.1.1", *internet.RELAYS}
        and not each.startswith("2606:")), OWN, "127.0.0.1", "::1", "::ffff:127.0.0.1"],
 )  # fmt: skip
 def test_an_address_that_is_not_public_is_refused(
