@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -178,9 +179,13 @@ def test_it_listens_on_the_loopback_alone_and_ends_with_the_vm(squid: Path, home
 def test_a_process_that_took_the_number_is_left_alone(squid: Path, home: Path) -> None:
     keep(mine(home, ""))
     proxy.end(VM)
-    (squid / "run" / "squid.pid").write_text(f"{os.getpid()}\n")
-    proxy.end(VM)  # we live
-    assert keep(mine(home, "")) != os.getpid()
+    with subprocess.Popen(["sleep", "60"]) as other:
+        (squid / "run" / "squid.pid").write_text(f"{other.pid}\n")
+        proxy.end(VM)
+        time.sleep(0.2)
+        assert other.poll() is None
+        assert keep(mine(home, "")) != other.pid
+        other.kill()
 
 
 def test_a_port_that_somebody_took_is_one_line(

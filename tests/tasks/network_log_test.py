@@ -79,6 +79,15 @@ def test_what_can_be_no_public_host_is_not_learned(log: Path, agent_vm: Command,
     assert agent_vm("network-log", "--learn").out.startswith("# Nothing was refused that")
 
 
+def test_what_the_guest_says_is_no_line_of_what_is_to_be_pasted(
+    log: Path, agent_vm: Command
+) -> None:
+    log.write_text("1.0 403 CONNECT x.org 443 unlisted a%0Aevil%20=%201%1B[2J\n")
+    said = agent_vm("network-log", "--learn").out
+    assert "\x1b" not in said
+    assert tomllib.loads(said) == {"network": {"allow": ["x.org"]}}
+
+
 def test_private_names_are_not_learned(log: Path, agent_vm: Command) -> None:
     log.write_text("1.0 403 CONNECT intranet.org 443 private curl\n")
     assert agent_vm("network-log", "--learn").out.startswith("# Nothing was refused that")

@@ -48,11 +48,14 @@ def test_the_proxy_lives_with_the_vm_and_hears_of_changes(
     monkeypatch.setattr(proxy, "keep", lambda chosen, _: heard.append(chosen.network.allow))
     monkeypatch.setattr(proxy, "end", lambda name: heard.append((name,)))
     monkeypatch.setattr(proxy, "lacks", lambda: "")
-    monkeypatch.setattr(proxy, "command", lambda name: f"socat-for-{name}")
+    monkeypatch.setattr(proxy, "command", lambda name: f"socat-after-{len(heard)}-for-{name}")
     agent_vm("network", "allowlist")
     agent_vm("start")
     assert heard[:2] == [(VM,), ()]
-    assert "-cmd:socat-for-agent-vm" in (vm.require_exists(VM).dir / "agent-vm-qemu").read_text()
+    assert (
+        "-cmd:socat-after-2-for-agent-vm"
+        in (vm.require_exists(VM).dir / "agent-vm-qemu").read_text()
+    )
     with (repository.parents[1] / ".config/agent-vm/config.toml").open("a") as file:
         file.write('[network]\nallow = ["a.org"]\n')
     for verb in (["network"], ["connect", "--command", "true"], ["start"]):

@@ -78,8 +78,9 @@ def net(listed: User, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inte
     with contextlib.ExitStack() as ends:
         made = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         ends.callback(made.wait)
-        ends.callback(made.kill)
+        assert made.stdin
         assert made.stdout
+        ends.callback(made.stdin.close)
         assert made.stdout.readline() == '"ready"\n'
         join = f"nsenter --target {made.pid} --net socat STDIO TCP\\:127.0.0.1\\:{internet.PROXY}"
         proxy._kill(ours)
@@ -243,7 +244,7 @@ def test_a_flood_of_connections_ends_at_a_limit(listed: User) -> None:
     inside(listed, FLOOD)
     helper = proxy.command(NAME).partition(" ")[2]
     count = subprocess.run(
-        ["pgrep", "-c", "-f", helper], capture_output=True, text=True, check=False
+        ["pgrep", "-c", "-f", "--", helper], capture_output=True, text=True, check=False
     )
     assert 100 < int(count.stdout) < 400
     assert inside(listed, "echo back") == "back\n"
