@@ -212,9 +212,10 @@ def _own() -> list[str]:
 
 
 def _rules(chosen: Settings) -> str:
-    """A hash of all that decides: the list, this machine's addresses, and our templates."""
-    texts = [(data.root() / "templates" / "squid.conf.j2").read_text("utf-8"), *PRIVATE]
-    text = "\0".join([*texts, *allowed(chosen), "", *_own()])
+    """A hash of all that decides: the list, this machine's addresses and resolvers, our rules."""
+    files = (data.root() / "templates" / "squid.conf.j2", Path("/etc/resolv.conf"))
+    texts = [path.read_text("utf-8", "replace") for path in files if path.exists()]
+    text = "\0".join([*texts, *PRIVATE, *allowed(chosen), "", *_own()])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

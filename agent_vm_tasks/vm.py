@@ -81,8 +81,7 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
         warnings += _install(settings, instance, say, c)
         secrets.push(name, given)
     network.refuse_looser(settings)
-    keep_way_out(settings, say)
-    warnings += ensure_mounted(settings)
+    warnings += [*ensure_way_out(settings, say), *ensure_mounted(settings)]
     return Started(found is None, tuple(warnings))
 
 
@@ -482,10 +481,15 @@ def _unused_mark(name: str) -> Path:
     return state.folder(name) / "unused"
 
 
-def keep_way_out(settings: Settings, say: Say) -> None:
-    """Where the VM has a proxy only, have it run by the list of now; raises AgentVMError."""
-    if network.in_force(settings.vm.name) == "allowlist":
+def ensure_way_out(settings: Settings, say: Say) -> list[str]:
+    """Where the VM has a proxy only, have it run by the list of now; trouble is only told."""
+    if network.in_force(settings.vm.name) != "allowlist":
+        return []
+    try:
         proxy.keep(settings, say)
+    except AgentVMError as error:
+        return [f"the VM reaches nothing: {error}"]
+    return []
 
 
 def ensure_mounted(settings: Settings) -> list[str]:

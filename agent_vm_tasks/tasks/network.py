@@ -40,8 +40,8 @@ def network(_context: Context, mode: str | None = None, json: bool = False) -> N
         net.choose(name, mode)
     running = vm.made_here(name) and (found := vm.find(name)) is not None and found.running
     has, wanted = net.in_force(name) if running else "", net.wanted(chosen)
-    if running:
-        vm.keep_way_out(chosen, console.say)
+    for line in vm.ensure_way_out(chosen, console.say) if running else ():
+        console.warn(line)
     if json:
         print(console.as_json({"in_force": has, "wanted": wanted}))
         return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent_vm_tasks import proxy, vm
+from agent_vm_tasks import network, proxy, vm
+from agent_vm_tasks.errors import AgentVMError
 from tests.conftest import VM
 
 if TYPE_CHECKING:
@@ -68,6 +69,21 @@ def test_the_proxy_lives_with_the_vm_and_hears_of_changes(
     agent_vm("network", "offline")
     agent_vm("start")
     assert set(heard) == {(VM,)}
+
+
+def test_work_comes_out_of_a_vm_whose_proxy_is_gone(
+    repository: Path, limactl: Limactl, agent_vm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep(*_: object) -> None:
+        raise AgentVMError("squid is not installed", "run `agent-vm setup`")
+
+    agent_vm("start")
+    network.note(VM, "allowlist")
+    monkeypatch.setattr(proxy, "keep", keep)
+    for verb in (["start"], ["connect", "--command", "true"], ["network"]):
+        said = agent_vm(*verb)
+        assert said.status == 0
+        assert "warning: the VM reaches nothing: squid is not installed; run" in said.err
 
 
 def test_an_unknown_mode_is_a_usage_error(home: Path, agent_vm: Command) -> None:
