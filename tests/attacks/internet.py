@@ -91,7 +91,7 @@ class World:
 
     def answer(self, name: str, kind: int, query: bytes, end: int) -> bytes:
         """The next of the answers in turn, with a time to live of 0."""
-        if kind == A:
+        if kind != AAAA:
             self.asked.append(name)
         turns = self.names.get(name, [])
         turn = self.turn.get((name, kind), 0)

@@ -202,6 +202,12 @@ def test_a_name_that_is_not_listed_is_asked_of_no_resolver(
     assert "sesame-4711.leak.org" in careless.do("asked")
 
 
+def test_the_owner_of_an_address_gives_it_no_name(net: Internet) -> None:
+    net.get(f"http://{PUBLIC}/")
+    net.tunnel(f"{PUBLIC}:443")
+    assert "34.216.184.93.in-addr.arpa" not in net.do("asked")
+
+
 # Addresses
 
 
@@ -267,15 +273,17 @@ def flooded(
 def test_the_other_side_learns_nothing_of_this_machine(net: Internet) -> None:
     said = net.get("http://good.org/", "User-Agent: curl\r\n")
     assert "User-Agent: curl" in said
-    assert not re.search(r"(?i)^(via|x-forwarded-for|forwarded):", said.partition("\r\n\r\n")[2])
+    assert not re.search(r"(?im)^(via|x-forwarded-for|forwarded):", said.partition("\r\n\r\n")[2])
 
 
 def test_the_guest_is_told_why_and_what_to_do(net: Internet) -> None:
     page, tunnel = net.get("http://other.org/"), net.tunnel("other.org:443")
     for said in (page, tunnel):
         assert "X-Agent-VM: this host and port are not on the list of what the VM" in said
-    assert "`agent-vm network-log --learn`" in page
-    assert "address is private" in net.get(f"http://{net.means('10.1.2.3')}/")
+    assert "`agent-vm network-log --learn`" in page.partition("\r\n\r\n")[2]
+    inside = net.get(f"http://{net.means('10.1.2.3')}/")
+    assert "its address is private" in inside.partition("\r\n\r\n")[2]
+    assert "no address for this name" in net.get("http://none.below.org/")
 
 
 def test_the_log_has_each_decision_and_no_byte_of_the_guests(net: Internet) -> None:
