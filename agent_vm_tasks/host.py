@@ -282,7 +282,7 @@ def trusted_by_git(mount: Path) -> tuple[str, ...]:
 
 def checks() -> list[Check]:
     """All that the host must have, with what to do about what is missing."""
-    linux = () if is_macos() else (_qemu, _kvm, _passt, _image_builder)
+    linux = () if is_macos() else (_qemu, _kvm, _passt, _proxy, _image_builder)
     each = (_account, _lima, *linux, _ssh, _git, _sshfs, _disk)
     return [check() for check in each]
 
@@ -345,6 +345,13 @@ def _passt() -> Check:
         return Check("passt", usable, required=False, detail=detail)
     fix = "run `agent-vm setup`; without a newer one the VM reaches services of this machine"
     return Check("passt", usable, required=False, detail=detail, fix=fix)
+
+
+def _proxy() -> Check:
+    missing = [name for name in ("squid", "socat") if not which(name)]
+    detail = f"not installed: {', '.join(missing)}" if missing else "squid and socat"
+    fix = f"{_SETUP}; needed only for network.mode allowlist" if missing else ""
+    return Check("proxy", not missing, required=False, detail=detail, fix=fix)
 
 
 def _image_builder() -> Check:

@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 _APT = ("apt-get", "-o", "DPkg::Lock::Timeout=120")
 _BACKPORTS = "/etc/apt/sources.list.d/agent-vm-backports.sources"
 
+_UNSTARTED = """
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+    trap 'rm -f $policy' EXIT
+    trap 'exit 1' HUP INT TERM
+    printf '#!/bin/sh\\nexit 101\\n' > $policy
+    chmod 755 $policy
+fi
+"$@" && update-rc.d squid disable
+"""
+"""Installs squid by the words it is given, without Debian's own service: each VM has its own."""
+
 
 def setup(packages: Packages, say: Say) -> list[host.Check]:
     """Install what is missing and return what `doctor` then finds.
@@ -97,7 +109,8 @@ def _wanted() -> list[str]:
     builder = {"mmdebstrap": "mmdebstrap", "e2fsprogs": "mke2fs"}
     if os.geteuid() != 0:
         builder["uidmap"] = "newuidmap"  # mmdebstrap without root
-    programs = {"openssh-client": "ssh-keygen", "git": "git", "qemu-utils": "qemu-img"}
+    programs = {"openssh-client": "ssh-keygen", "git": "git", "qemu-utils": "qemu-img",
+                "squid": "squid", "socat": "socat"}  # fmt: skip
     if install_passt.wanted(_codename()):
         programs |= install_passt.COMPILER
     elif _codename() not in install_passt.BUILT_ON and host.qemu_joins_passt():
@@ -126,8 +139,10 @@ def _apt_commands(wanted: Sequence[str], backports: str) -> Iterator[list[str]]:
         qemu = [package for package in wanted if package.startswith("qemu-")]
         yield [*install, "-t", backports, *dict.fromkeys([*qemu, "qemu-utils"])]
         wanted = [package for package in wanted if package not in qemu]
-    if wanted:
-        yield [*install, *wanted]
+    if "squid" in wanted:
+        yield ["sh", "-c", _UNSTARTED, "sh", *install, "squid"]
+    if rest := [package for package in wanted if package != "squid"]:
+        yield [*install, *rest]
 
 
 def _backports() -> str:

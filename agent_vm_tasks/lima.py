@@ -231,6 +231,11 @@ def _discard_disk(instance: Instance) -> None:
         (instance.dir / name).unlink(missing_ok=True)
 
 
+def folder(name: str) -> Path:
+    """Where Lima keeps the instance of that name, if there is one."""
+    return _home() / name
+
+
 def _home() -> Path:
     """Where Lima keeps its instances."""
     return Path(os.environ.get("LIMA_HOME") or host.service_home() / ".lima")

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import host, settings, state, toml_file
+from . import host, proxy, settings, state, toml_file
 from .errors import AgentVMError
 from .settings import NETWORKS
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MACOS = "that can be kept from it under QEMU on Linux only"
 _NO_PASST = f"there is no passt of {host.PASST_MINIMUM // 10000} or newer"
+_OLDER = "an older agent-vm made the VM (destroy, then start, renews it)"
 _OLD_QEMU = "this QEMU is older than 7.2"
 
 
@@ -52,12 +53,26 @@ def plan(chosen: Settings, instance: Instance) -> Plan:
 
     QEMU's own network and vz both show the guest the host's loopback as its gateway.
     """
+    if wanted(chosen) == "allowlist":
+        return _allowlist(chosen, instance)
     mode, lack = wanted(chosen), _lack(chosen) or _lacks_resolver(instance)
     if not lack or mode == "open" or (mode == "offline" and lack != _MACOS):
         return Plan(mode)
     if mode == "offline":
         raise AgentVMError(f"the network cannot be {mode}: {lack}", "use vm_type qemu, or Linux")
     return Plan("open", f"the VM can reach services of this machine's loopback: {lack}")
+
+
+def _allowlist(chosen: Settings, instance: Instance) -> Plan:
+    from . import render
+
+    knows = render.PROXY_NOTE in str(instance.config.get("provision"))
+    older = "" if knows else _OLDER
+    lack = _MACOS if not host.uses_qemu(chosen.vm.vm_type) else proxy.lacks() or older
+    if lack:
+        hint = "`agent-vm setup` installs it" if lack == proxy.lacks() else "use another mode"
+        raise AgentVMError(f"the network cannot be allowlist: {lack}", hint)
+    return Plan("allowlist")
 
 
 def _lack(chosen: Settings) -> str:
@@ -74,7 +89,7 @@ def _lacks_resolver(instance: Instance) -> str:
     from . import render
 
     known = render.RESOLVER in str(instance.config.get("provision"))
-    return "" if known else "an older agent-vm made the VM (destroy, then start, renews it)"
+    return "" if known else _OLDER
 
 
 def qemu(instance: Instance, mode: str) -> Path:
@@ -87,7 +102,9 @@ def qemu(instance: Instance, mode: str) -> Path:
         raise AgentVMError(f"{program} is not installed", "run `agent-vm setup`")
     path = instance.dir / "agent-vm-qemu"
     passt = host.passt() or ""
-    path.write_text(render.qemu(mode=mode, qemu=real, passt=passt, folder=instance.dir), "utf-8")
+    way = proxy.command(instance.name) if mode == "allowlist" else ""
+    text = render.qemu(mode=mode, qemu=real, passt=passt, folder=instance.dir, proxy=way)
+    path.write_text(text, "utf-8")
     path.chmod(0o755)
     return path
 

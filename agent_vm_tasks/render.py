@@ -23,6 +23,11 @@ GUEST_USER = "agent"
 RESOLVER = "192.168.5.3"
 """Of QEMU's own network in Lima: the third address (QEMU's qemu-options.hx)."""
 
+INSIDE = ("192.168.5.100", 3128)
+"""Where the guest finds the proxy of network.mode allowlist."""
+PROXY_NOTE = "opt/org.agent-vm/proxy"
+"""What in QEMU's firmware configuration tells it so."""
+
 
 def environment() -> Environment:
     """The templates, with the filters that make a value safe where it goes."""
@@ -51,9 +56,16 @@ def lima_yaml(settings: Settings, images: Sequence[Image], host_key: str) -> str
         legacy_bios=platform.machine() == "x86_64" and platform.system() == "Linux",
         ports=settings.network.ports,
         ca_certs=certificates(settings),
-        boot_script=env.get_template("boot.sh.j2").render(resolver=resolver(settings)),
+        boot_script=boot(settings),
         host_key_script=env.get_template("host-key.sh.j2").render(host_key=host_key.strip()),
     )
+
+
+def boot(settings: Settings) -> str:
+    """What the guest runs at each boot, before sshd."""
+    template = environment().get_template("boot.sh.j2")
+    return template.render(resolver=resolver(settings), user=GUEST_USER, proxy_note=PROXY_NOTE,
+                           inside=INSIDE[0])  # fmt: skip
 
 
 def ssh_config(
@@ -73,10 +85,17 @@ def ssh_config(
     )
 
 
-def qemu(*, mode: str, qemu: str, passt: str, folder: Path) -> str:
-    """The wrapper around QEMU that decides on the VM's network and bounds its logs."""
-    template = environment().get_template("qemu.sh.j2")
-    return template.render(mode=mode, qemu=qemu, passt=passt, folder=folder, resolver=RESOLVER)
+def qemu(*, mode: str, qemu: str, passt: str, folder: Path, proxy: str = "") -> str:
+    """The wrapper around QEMU that decides on the VM's network and bounds its logs.
+
+    `proxy`: the command that joins a connection of the guest to its only way out.
+    """
+    return (
+        environment()
+        .get_template("qemu.sh.j2")
+        .render(mode=mode, qemu=qemu, passt=passt, folder=folder, resolver=RESOLVER, proxy=proxy,
+                inside=INSIDE, proxy_note=PROXY_NOTE)
+    )  # fmt: skip
 
 
 def resolver(settings: Settings) -> str:

@@ -34,15 +34,19 @@ class Vm:
     ca_certs: Literal["auto"] | tuple[str, ...] = "auto"
 
 
-NETWORKS = ("offline", "internet", "open")
+NETWORKS = ("offline", "allowlist", "internet", "open")
 """What the VM may reach, the tightest first."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """`ports` of the VM that are on this machine's loopback as well."""
+    """`allow`: what the VM may reach by `allowlist`, next to common/network/allow.txt.
+
+    `ports` of the VM are on this machine's loopback as well.
+    """
 
     mode: str = "internet"
+    allow: tuple[str, ...] = ()
     ports: tuple[int, ...] = ()
 
 
@@ -141,6 +145,14 @@ _URL = checks.text(
     "an http or https URL without a password",
     r"(https?://[A-Za-z0-9.:_\[\]-]+(/[A-Za-z0-9._~:/?&+,;=%-]*)?)?",
 )
+_LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_PORT = "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+ALLOWED = rf"(\*\.|\.)?({_LABEL}\.){{1,20}}(?![0-9]+(:|$))(?!0x){_LABEL}(:({_PORT}))?"
+_ALLOWED = checks.text(
+    'a host of the internet in lower case, like "example.org", "*.example.org" (the names below),'
+    ' ".example.org" (both) or "example.org:8443"',
+    ALLOWED,
+)
 _VARIABLE = checks.text("a variable's name", "[A-Za-z_][A-Za-z0-9_]{0,99}")
 _FILE = checks.text("a plain file name", r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
@@ -155,7 +167,8 @@ CHECKS: Mapping[str, checks.Check] = {
     "vm.vm_type": checks.text('"auto", "qemu" or "vz"', "auto|qemu|vz"),
     "vm.accel": checks.text('"auto", "kvm" or "tcg"', "auto|kvm|tcg"),
     "vm.ca_certs": checks.word_or_items("auto", "a list of files", _PATH),
-    "network.mode": checks.text('"offline", "internet" or "open"', "|".join(NETWORKS)),
+    "network.mode": checks.text('"offline", "allowlist", "internet" or "open"', "|".join(NETWORKS)),
+    "network.allow": checks.items(_ALLOWED),
     "network.ports": checks.items(checks.integer(1024, 65535)),
     "packages.apt": checks.items(_APT),
     "packages.npm": checks.items(_NPM),
@@ -179,13 +192,14 @@ CHECKS: Mapping[str, checks.Check] = {
 TABLES = tuple(dict.fromkeys(path.partition(".")[0] for path in CHECKS))
 SIZES = ("vm.memory", "vm.disk")
 MAPPINGS = ("env.set", "secrets.files")
-ADDED = ("packages.apt", "packages.npm", "packages.python")
+ADDED = ("network.allow", "packages.apt", "packages.npm", "packages.python")
 """Lists to which each file adds."""
 
 LOOSENING: Mapping[str, tuple[object, ...]] = {
     "vm.image": ("auto", "cloud", "build"),
     "vm.accel": ("auto", "kvm"),
     "vm.ca_certs": ("auto", ()),
+    "network.allow": (),
     "network.ports": (),
     "packages.debian_mirror": (),
     "packages.npm_registry": (),

@@ -16,6 +16,7 @@ from . import (
     mount,
     network,
     process,
+    proxy,
     secrets,
     state,
     workspaces,
@@ -93,7 +94,8 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
         warnings += _install(settings, instance, say, c)
         secrets.push(name, given)
     network.refuse_looser(settings)
-    warnings += [*ensure_mounted(settings), *intact.warnings(settings, instance)]
+    warnings += [*ensure_way_out(settings, say), *ensure_mounted(settings)]
+    warnings += intact.warnings(settings, instance)
     return Started(found is None, tuple(warnings))
 
 
@@ -282,6 +284,7 @@ def _let_go(settings: Settings, say: Say) -> None:
     except AgentVMError as error:
         say(str(error))
     guest.disconnect(settings.vm.name)
+    proxy.end(settings.vm.name)
 
 
 def _created(settings: Settings, say: Say) -> Instance:
@@ -313,6 +316,9 @@ def _boot(settings: Settings, instance: Instance, say: Say) -> Instance:
     host.require_free(creation.forwards(instance.config))
     _ready_mark(instance.name).unlink(missing_ok=True)
     say(f"starting the VM {instance.name}")
+    proxy.end(instance.name)
+    if planned.mode == "allowlist":
+        proxy.keep(settings, say)
     network.note(instance.name, planned.mode)
     lima.start(instance, say, _qemu(settings, instance, planned.mode, arguments))
     started = lima.find(instance.name)
@@ -485,6 +491,17 @@ def _ready_mark(name: str) -> Path:
 def _unused_mark(name: str) -> Path:
     """There until the first provisioning is through: nobody can have worked in the VM before."""
     return state.folder(name) / "unused"
+
+
+def ensure_way_out(settings: Settings, say: Say) -> list[str]:
+    """Where the VM has a proxy only, have it run by the list of now; trouble is only told."""
+    if network.in_force(settings.vm.name) != "allowlist":
+        return []
+    try:
+        proxy.keep(settings, say)
+    except AgentVMError as error:
+        return [f"the VM reaches nothing: {error}"]
+    return []
 
 
 def ensure_mounted(settings: Settings) -> list[str]:

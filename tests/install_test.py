@@ -43,7 +43,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Debian 12 of root's on x86-64, without KVM, that lacks nothing; its programs' folder."""
     folder = tmp_path / "programs"
     folder.mkdir()
-    for name in ("git", "ssh", "ssh-keygen", "qemu-img", "mmdebstrap", "mke2fs", "newuidmap"):
+    for name in ("git", "ssh", "ssh-keygen", "qemu-img", "mmdebstrap", "mke2fs", "newuidmap",
+                 "squid", "socat"):  # fmt: skip
         script(folder, name)
     script(folder, "passt", "echo passt 0.0~git20260728.f8df3f1")
     script(folder, "limactl", "echo limactl version 2.2.0")
@@ -115,6 +116,25 @@ def test_passt_is_for_a_qemu_that_can_be_joined_to_it(
     installs(machine, passt="echo passt 0.0~git20261002.cba3570-1")
     checks = {check.name: check.ok for check in install.setup(Packages(), told)}
     assert (f"{INSTALL} passt" in changes(machine)) == checks["passt"] == wanted
+
+
+def test_debians_own_squid_is_not_started(
+    machine: Path, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = tmp_path / "policy-rc.d"
+    monkeypatch.setattr(
+        install, "_UNSTARTED", install._UNSTARTED.replace("/usr/sbin", str(tmp_path))
+    )
+    (machine / "squid").unlink()
+    script(machine, "squid-installed")
+    script(machine, "apt-get", f"case $* in *squid) sh {policy}; [ $? = 101 ] && "
+           f"mv {machine}/squid-installed {machine}/squid;; esac")  # fmt: skip
+    script(machine, "update-rc.d")
+    install.setup(Packages(), told)
+    assert changes(machine) == [f"{APT} update", f"{INSTALL} squid"]
+    assert (machine / "squid").exists()
+    assert "update-rc.d squid disable" in calls(machine)
+    assert not policy.exists()
 
 
 @pytest.fixture

@@ -33,9 +33,11 @@ def wrapped(tmp_path: Path) -> Path:
 def run(folder: Path, mode: str, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
     """What the wrapper does when Lima starts it so."""
     path = folder / "wrapper"
+    proxy = "/a,b/socat STDIO TCP:127.0.0.1:49152" if mode == "allowlist" else ""
     text = render.qemu(
-        mode=mode, qemu=str(folder / "qemu"), passt=str(folder / "passt"), folder=folder
-    )
+        mode=mode, qemu=str(folder / "qemu"), passt=str(folder / "passt"), folder=folder,
+        proxy=proxy,
+    )  # fmt: skip
     path.write_text(text)
     return subprocess.run(["sh", str(path), *argv], env={**os.environ, **env}, text=True,
                           capture_output=True, check=False)  # fmt: skip
@@ -49,6 +51,19 @@ def test_offline_leaves_nothing_but_the_way_in(wrapped: Path) -> None:
     assert run(wrapped, "offline", *ASKED).returncode == 0
     assert words(wrapped) == [word + ",restrict=on" * (word == NETDEV) for word in ASKED]
     assert [call.split()[0] for call in calls(wrapped)] == ["qemu"]
+
+
+def test_allowlist_leaves_the_way_in_and_one_to_the_proxy(wrapped: Path) -> None:
+    script(
+        wrapped, "qemu", f'printf "%s\\n" "$@" > {wrapped}/words; ulimit -H -n > {wrapped}/files'
+    )
+    assert run(wrapped, "allowlist", *ASKED).returncode == 0
+    way = "guestfwd=tcp:192.168.5.100:3128-cmd:/a,,b/socat STDIO TCP:127.0.0.1:49152"
+    joined = f"{NETDEV},restrict=on,{way}"
+    told = ["-fw_cfg", "name=opt/org.agent-vm/proxy,string=http://192.168.5.100:3128"]
+    assert words(wrapped) == [joined if word == NETDEV else word for word in ASKED] + told
+    assert [call.split()[0] for call in calls(wrapped)] == ["qemu"]
+    assert int((wrapped / "files").read_text()) < 400
 
 
 def test_internet_goes_by_passt_without_the_way_to_the_hosts_loopback(wrapped: Path) -> None:
@@ -68,7 +83,7 @@ def test_open_leaves_the_network_as_lima_wants_it(wrapped: Path, asked: list[str
     assert words(wrapped) == asked
 
 
-@pytest.mark.parametrize("mode", ["offline", "internet", "open"])
+@pytest.mark.parametrize("mode", ["offline", "allowlist", "internet", "open"])
 @pytest.mark.parametrize("asked", [["-M", "none", "-accel", "help"], ["--version"]])
 def test_what_lima_asks_of_qemu_itself_is_passed_on(
     wrapped: Path, mode: str, asked: list[str]
@@ -78,7 +93,7 @@ def test_what_lima_asks_of_qemu_itself_is_passed_on(
     assert len(calls(wrapped)) == 1
 
 
-@pytest.mark.parametrize("mode", ["offline", "internet"])
+@pytest.mark.parametrize("mode", ["offline", "allowlist", "internet"])
 @pytest.mark.parametrize(
     "other",
     [
@@ -146,6 +161,9 @@ def asked(here: Path, ours: str, repositorys: str) -> str:
         ("", "offline", "offline"),
         ("open", "internet", "internet"),
         ("offline", "open", "offline"),
+        ("", "allowlist", "allowlist"),
+        ("allowlist", "internet", "allowlist"),
+        ("offline", "allowlist", "offline"),
     ],
 )
 def test_a_repository_only_tightens(here: Path, ours: str, repositorys: str, counts: str) -> None:
@@ -199,6 +217,33 @@ def test_what_a_host_cannot_enforce_is_told_or_refused(
         return
     plan = network.plan(settings.load(here), made())
     assert (plan.mode, bool(plan.warning)) == (planned, warns)
+
+
+@pytest.mark.parametrize(
+    ("macos", "programs", "boot", "lacks"),
+    [
+        (False, ("squid", "socat"), render.PROXY_NOTE, ""),
+        (False, ("socat",), render.PROXY_NOTE, "not installed: squid; `agent-vm setup` installs"),
+        (False, ("squid", "socat"), "true", "an older agent-vm made the VM"),
+        (True, ("squid", "socat"), render.PROXY_NOTE, "on Linux only"),
+    ],
+)
+def test_an_allowlist_that_cannot_be_enforced_is_refused(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, macos: bool,
+    programs: tuple[str, ...], boot: str, lacks: str,
+) -> None:  # fmt: skip
+    asked(here, "allowlist", "")
+    for each in programs:
+        script(tmp_path, each)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(host, "_SYSTEM_FOLDERS", "")
+    monkeypatch.setattr(host, "is_macos", lambda: macos)
+    if not lacks:
+        assert network.plan(settings.load(here), made(boot)) == network.Plan("allowlist")
+        return
+    with pytest.raises(AgentVMError, match="the network cannot be allowlist: ") as told:
+        network.plan(settings.load(here), made(boot))
+    assert lacks in str(told.value)
 
 
 @pytest.mark.parametrize(("qemu", "planned"), [((7, 1, 0), "open"), ((7, 2, 0), "internet")])

@@ -58,7 +58,7 @@ def test_what_is_approved_counts(repository: Path) -> None:
 
 ALL = {
     "vm": 'image = "/srv/x"\naccel = "tcg"\nca_certs = ["/etc/ca.pem"]',
-    "network": "ports = [8080]",
+    "network": 'ports = [8080]\nallow = ["docs.example.org"]',
     "packages": "\n".join(
         f'{key} = "http://mirror"'
         for key in ("debian_mirror", "npm_registry", "python_index", "go_proxy", "lima_releases")

@@ -34,6 +34,7 @@ ns = Collection(
     lifecycle.unmount,
     credentials.secrets,
     network.network,
+    network.network_log,
     maintenance.provision,
     maintenance.tools,
     maintenance.refresh_home,

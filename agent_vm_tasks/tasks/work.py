@@ -193,7 +193,8 @@ def running(chosen: configuration.Settings, c: Context) -> bool:
     ready = vm.ready(chosen.vm.name)
     if ready:
         network.refuse_looser(chosen)
-    for line in vm.ensure_mounted(chosen) if ready else vm.start(chosen, say, c).warnings:
+        warnings = [*vm.ensure_way_out(chosen, say), *vm.ensure_mounted(chosen)]
+    for line in warnings if ready else vm.start(chosen, say, c).warnings:
         warn(line)
     return ready
 

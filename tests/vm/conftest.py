@@ -86,8 +86,8 @@ class User:
 
 
 ORDER = (
-    "main_job", "guest_work", "terminal", "provision", "network", "secrets", "nested", "sync",
-    "audit", "safety", "mount", "limits", "faults", "kept_disk",
+    "main_job", "guest_work", "terminal", "provision", "network", "allowlist", "secrets", "nested",
+    "sync", "audit", "safety", "mount", "limits", "faults", "kept_disk",
 )  # fmt: skip
 """The files share one VM: the first sees it made, the last destroys it."""
 
