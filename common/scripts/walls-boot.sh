@@ -9,7 +9,8 @@ install -d -m 000 /tmp/.agent-vm /var/tmp/.agent-vm /dev/shm/.agent-vm /run/agen
 if [ -n "${1-}" ] && [ ! -e "/home/$1" ]; then
     tools=/usr/local/lib/agent-vm new=/home/$1.new
     id -u "$1" > /dev/null 2>&1 ||
-        useradd --no-create-home --user-group --groups walled --shell /bin/bash "$1"
+        useradd --no-create-home --user-group --groups walled --shell /bin/bash \
+            -K SUB_UID_MIN=1000000 -K SUB_GID_MIN=1000000 "$1" # agent has those from 200000
     install -d -m 700 -o "$1" -g "$1" "$new"
     runuser -u "$1" -- env HOME="$new" bash "$tools/home-files.sh" "$tools/home" new > /dev/null
     mv -T "$new" "/home/$1"

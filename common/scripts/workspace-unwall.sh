@@ -7,5 +7,5 @@ record=$HOME/.agent-vm/walled/$1
 { read -r _; read -r folder; } < "$record"
 view=$HOME/workspace/$folder
 ! mountpoint -q "$view" || sudo -n umount --lazy "$view"
-[ ! -e "$view" ] || rm --dir "$view"
+rm --dir --force -- "$view"
 rm "$record"

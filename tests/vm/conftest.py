@@ -87,7 +87,7 @@ class User:
 
 ORDER = (
     "main_job", "guest_work", "terminal", "provision", "network", "secrets", "nested", "sync",
-    "safety", "faults", "kept_disk",
+    "safety", "walls", "faults", "kept_disk",
 )  # fmt: skip
 """The files share one VM: the first sees it made, the last destroys it."""
 

@@ -1,0 +1,294 @@
+"""Walled workspaces, with real git and ssh; only the accounts are played.
+
+The stand-in for sudo gives each user a home of its own and for the rest runs as before. So what is
+shown is who runs what, not that the kernel keeps users apart: tests/vm/walls_test.py does that.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from invoke.context import Context
+
+from agent_vm_tasks import composition, git, secrets, state, sync, undo, vm, walls, workspaces
+from agent_vm_tasks import guest as ssh_guest
+from agent_vm_tasks import settings as configuration
+from agent_vm_tasks.errors import AgentVMError
+from agent_vm_tasks.settings import Settings
+
+from .clones import commit_inside, fetch, new_commit, workspace
+from .conftest import VM, commit
+from .programs import script
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent_vm_tasks.workspaces import Workspace
+
+    from .conftest import Guest
+
+pytestmark = pytest.mark.usefixtures("warm")
+
+SUDO = r"""
+user=
+while :; do
+    case $1 in
+        -n | -H) shift ;;
+        -u) user=$2; shift 2 ;;
+        BASH_ENV=*) shift ;;
+        *) break ;;
+    esac
+done
+if [ -n "$user" ]; then
+    cd "$HOME/users/$user" 2> /dev/null || { echo "sudo: unknown user $user" >&2; exit 1; }
+    export HOME=$PWD AGENT_VM_SECRETS=$PWD/.secrets
+    [ ! -x hostile ] || exec ./hostile "$@"
+    exec "$@"
+fi
+case $* in
+    'test -e /usr/local/lib/agent-vm/walls-boot.sh') [ -d "$HOME/users" ]; exit ;;
+    'bash /usr/local/lib/agent-vm/walls-boot.sh'*) shift 2 ;;
+    *) exit 1 ;;
+esac
+[ -z "$1" ] || { mkdir -p "$HOME/users/$1" && cp "$HOME/.gitconfig" "$HOME/users/$1"; }
+for record in "$HOME"/.agent-vm/walled/ws-*; do
+    { read -r _; read -r folder; } < "$record"
+    tree=$HOME/users/${record##*/}/workspace/$folder view=$HOME/workspace/$folder
+    [ ! -d "$tree" ] || [ -L "$view" ] || { rmdir "$view" && ln -s "$tree" "$view"; }
+done
+"""
+TRAP = """
+printf '#!/bin/sh\\necho "$HOME" >> {ran}; printf "all\\\\0/\\\\0"\\n' > {trap}; chmod 755 {trap}
+git config core.fsmonitor {trap}
+mkdir {trap}-hooks; cp {trap} {trap}-hooks/pre-receive; git config core.hooksPath {trap}-hooks
+"""
+
+
+@pytest.fixture
+def users(guest: Guest) -> Path:
+    """The homes of walled users; that it is there says that walls are installed."""
+    folder = guest.home / "users"
+    folder.mkdir()
+    (guest.home / "bin").mkdir()
+    script(guest.home / "bin", "sudo", SUDO)
+    return folder
+
+
+def put(ws: Workspace, *, walled: bool = True) -> Workspace:
+    sync.push(ws, print, walled=walled)
+    return ws
+
+
+@pytest.fixture
+def walled(users: Path, repository: Path) -> Workspace:
+    return put(workspace(repository, "fix"))
+
+
+def tree(users: Path, ws: Workspace) -> Path:
+    """The workspace's files in its user's home."""
+    return users / walls.named(ws.key) / "workspace" / ws.folder
+
+
+def rows() -> dict[str, workspaces.Row]:
+    return {row.branch or row.folder: row for row in workspaces.inventory(VM)}
+
+
+def delete() -> list[undo.Kept]:
+    found = workspaces.inventory(VM)
+    kept = undo.keep(VM, found, undo.weigh(VM, found), 14, print)
+    for user, folders in workspaces.by_user(found).items():
+        workspaces.remove(VM, folders, user)
+    return kept
+
+
+def test_a_walled_workspace_is_in_its_users_home(
+    guest: Guest, users: Path, walled: Workspace
+) -> None:
+    assert (tree(users, walled) / "README").read_text() == "hello\n"
+    assert not (guest.home / walled.path).exists()
+    assert (guest.workspaces / walled.folder / "README").is_file()
+
+
+def test_without_being_asked_for_there_is_no_wall(
+    guest: Guest, users: Path, repository: Path
+) -> None:
+    put(workspace(repository, "fix"), walled=False)
+    assert list(users.iterdir()) == []
+    assert not (guest.workspaces / "app-fix").is_symlink()
+
+
+def test_work_goes_in_and_comes_back(users: Path, walled: Workspace, repository: Path) -> None:
+    new_commit(repository, "ours")
+    put(walled, walled=False)
+    commit(tree(users, walled), "theirs")
+    assert rows()["fix"].unfetched == 1
+    assert fetch(walled)[0].merged
+    assert rows()["fix"].losses == []
+    assert git.commit(repository, "fix") == git.commit(tree(users, walled), "fix")
+
+
+WAYS: dict[str, Callable[[Workspace], object]] = {
+    "push": lambda ws: (new_commit(ws.repository.path, "ours"), put(ws, walled=False)),
+    "fetch": fetch,
+    "list": lambda _ws: workspaces.inventory(VM),
+    "inspect": workspaces.inspect,
+    "weigh": lambda _ws: undo.weigh(VM, workspaces.inventory(VM)),
+    "clean": lambda _ws: delete(),
+    "git": lambda ws: workspaces.git_inside(ws, ["status"], print, print),
+    "connect": lambda ws: workspaces.enter(VM, ws, "git status", []),
+    "undo": lambda ws: (delete(), undo.restore(VM, undo.listed(VM)[0]), workspaces.inspect(ws)),
+}
+
+
+@pytest.mark.parametrize("walled", [True, False])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_workspace_tells_git_to_run_runs_as_its_own_user(
+    guest: Guest, users: Path, repository: Path, tmp_path: Path, way: str, *, walled: bool
+) -> None:
+    ws = put(workspace(repository, "fix"), walled=walled)
+    ran = tmp_path / "ran"
+    inside = tree(users, ws) if walled else guest.workspaces / ws.folder
+    (inside / "untracked").touch()
+    guest.run(TRAP.format(ran=ran, trap=tmp_path / "trap"), cwd=inside)
+    WAYS[way](ws)
+    own = users / walls.named(ws.key) if walled else guest.home
+    assert set(ran.read_text().split()) == {str(own)}
+
+
+def test_a_user_says_nothing_of_anothers_workspace(users: Path, repository: Path) -> None:
+    mine = put(workspace(repository, "mine"))
+    theirs = put(workspace(repository, "theirs"))
+    (tree(users, mine) / "work").touch()
+    lie = f"1.000000 {mine.folder} {mine.key} app mine 0 0 0 0 ''"
+    script(users / walls.named(theirs.key), "hostile", rf"printf '%s\0' {lie}")
+    found = {row.key: row for row in workspaces.inventory(VM)}
+    assert found[mine.key].losses == ["1 file untracked"]
+    assert found[theirs.key].losses == [workspaces.UNKNOWN]
+
+
+def test_a_user_who_lies_about_a_wall_ends_nothing(users: Path, walled: Workspace) -> None:
+    script(users / walls.named(walled.key), "hostile", r"printf 'walled\0\0'")
+    assert sync.create(walled) == ""
+    assert [row.losses for row in workspaces.inventory(VM)] == [[workspaces.UNKNOWN]]
+
+
+def test_a_lost_note_of_a_wall_takes_none_away(
+    guest: Guest, users: Path, walled: Workspace
+) -> None:
+    shutil.rmtree(state.folder(VM) / "walled")
+    assert rows()["fix"].user == walls.named(walled.key)
+    assert workspaces.enter(VM, walled, "true", []) == workspaces.NOT_THERE
+    put(walled, walled=False)
+    assert walled.user == walls.named(walled.key)
+    assert [path.name for path in guest.workspaces.iterdir()] == [walled.folder]
+    assert len(list(users.iterdir())) == 1
+
+
+def test_a_workspace_that_is_there_stays_without_a_wall_and_that_is_known(
+    guest: Guest, users: Path, repository: Path
+) -> None:
+    ws = put(workspace(repository, "fix"), walled=False)
+    assert workspaces.unwalled(ws)
+    put(ws)
+    sync.create(ws, walled=True)
+    assert ws.user == ""
+    assert list(users.iterdir()) == []
+    assert not workspaces.unwalled(workspace(repository, "new"))
+    assert not workspaces.unwalled(put(workspace(repository, "apart")))
+    assert (guest.workspaces / "app-fix" / "README").is_file()
+
+
+def test_a_wall_that_was_cut_off_is_finished_by_the_next_push(
+    guest: Guest, users: Path, repository: Path
+) -> None:
+    ws = workspace(repository, "fix")
+    walls.up(VM, ws.key, ws.folders)  # and killed
+    assert workspaces.enter(VM, ws, "true", []) == workspaces.NOT_THERE
+    put(ws, walled=False)
+    assert (guest.workspaces / ws.folder / "README").is_file()
+    assert workspaces.enter(VM, ws, "true", []) == 0
+    assert tree(users, ws).is_dir()
+
+
+def test_a_vm_without_walls_installed_says_so(users: Path, repository: Path) -> None:
+    users.rmdir()
+    with pytest.raises(AgentVMError, match="walls are not installed"):
+        put(workspace(repository, "fix"))
+
+
+def test_a_deleted_one_comes_back_behind_its_wall(
+    guest: Guest, users: Path, walled: Workspace
+) -> None:
+    (tree(users, walled) / "left").write_text("left\n")
+    (kept,) = delete()
+    assert list(guest.workspaces.iterdir()) == []
+    assert not tree(users, walled).exists()
+    assert walled.user == ""
+    undo.restore(VM, undo.find(VM, kept.id))
+    assert (tree(users, walled) / "left").read_text() == "left\n"
+    assert (guest.workspaces / walled.folder / "left").is_file()
+    assert walled.user == walls.named(walled.key)
+    with pytest.raises(AgentVMError, match="again"):
+        undo.restore(VM, kept)
+
+
+def test_a_copy_of_before_there_were_walls_comes_back(guest: Guest, ws: Workspace) -> None:
+    commit_inside(guest, guest.workspaces / ws.folder)
+    (kept,) = delete()
+    file = state.folder(VM) / "undo" / kept.id / "kept.json"
+    facts = json.loads(file.read_text())
+    del facts["walled"]
+    file.write_text(json.dumps(facts))
+    undo.restore(VM, undo.find(VM, kept.id))
+    assert (guest.workspaces / ws.folder / "README").is_file()
+
+
+def test_what_is_written_behind_a_wall_stops_a_deletion(users: Path, walled: Workspace) -> None:
+    found = workspaces.inventory(VM)
+    (tree(users, walled) / "new").touch()
+    with pytest.raises(AgentVMError, match="writes in app-fix"):
+        workspaces.require_unchanged(VM, found)
+
+
+def test_keys_are_each_users_own(guest: Guest, users: Path, repository: Path) -> None:
+    one, other = (put(workspace(repository, branch)) for branch in ("one", "other"))
+    secrets.push(VM, secrets.Secrets({"KEY": b"canary"}, {}), one.user)
+    holding = [path for path in guest.home.rglob("env") if "canary" in path.read_text()]
+    assert [path.is_relative_to(users / one.user) for path in holding] == [True]
+    assert not list((users / other.user).rglob("env"))
+
+
+def test_a_vm_that_is_gone_has_no_walls(
+    walled: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh_guest, "disconnect", lambda _name: None)  # other tests share it
+    vm.forget(VM)
+    assert walled.user == ""
+
+
+def test_tasks_of_ones_own_do_not_work_in_a_walled_one(
+    users: Path, walled: Workspace, repository: Path
+) -> None:
+    with (
+        pytest.raises(AgentVMError, match="app-fix has a wall"),
+        composition.workspace(Context(), "fix"),
+    ):
+        pass
+
+
+def test_only_a_repository_that_asks_for_walls_needs_no_approval(
+    home: Path, repository: Path
+) -> None:
+    ours, mine = repository / "agent-vm.toml", home / ".config" / "agent-vm" / "config.toml"
+    ours.write_text("[workspace]\nwalls = true\n")
+    assert configuration.load().workspace.walls
+    assert not Settings().workspace.walls
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text("[workspace]\nwalls = true\n")
+    ours.write_text("[workspace]\nwalls = false\n")
+    with pytest.raises(AgentVMError, match=r"workspace\.walls: not approved"):
+        configuration.load()
