@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import creation, guest, lima, mount, network, process, secrets, vm
+from . import creation, guest, lima, mount, network, process, secrets, vm, walls
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -245,6 +245,15 @@ def _network(scene: Scene) -> str:
     return ""
 
 
+def _walls(scene: Scene) -> str:
+    if not (users := walls.users(scene.name)):
+        raise NotTriedError("no workspace has walls")
+    for user in users:
+        if got := guest.script(scene.name, "audit-walls.sh", user=user):
+            return f"{user} gets at {', '.join(got)[:200]}"
+    return ""
+
+
 ATTACKS = (
     Attack("mounts", "a folder of this machine in the VM", _mounts,
            "see $LIMA_HOME/_config; `agent-vm destroy`, then start"),
@@ -258,4 +267,6 @@ ATTACKS = (
     Attack("ports", "a port that the VM opens", _ports, "`agent-vm destroy`, then start"),
     Attack("network", "this machine's loopback from the VM", _network,
            "run `agent-vm setup`, then `agent-vm restart`"),
+    Attack("walls", "what is not its own, by the user of a walled workspace", _walls,
+           "run `agent-vm provision`, then `agent-vm restart`"),
 )  # fmt: skip

@@ -501,6 +501,7 @@ def test_no_other_place_of_the_file_is_trusted(home: Path, repo: Path, folder: s
         ("mount", 'path = "~/x"', 'path = "~/x"', 'path = "~/y"'),
         ("mount", "enabled = false", "enabled = false", "enabled = true"),
         ("workspace", "keep_days = 99", "keep_days = 99", "keep_days = 14"),
+        ("workspace", "walls = true", "walls = true", "walls = false"),
     ],
 )
 def test_what_loosens_is_more_than_the_user_has(
@@ -584,7 +585,7 @@ def test_the_defaults_that_the_own_file_shows_are_true(home: Path, repo: Path) -
     write_user(home, shown)
     found = settings.load(repo)
     commented = [path for path, source in found.sources.items() if source != "default"]
-    assert len(commented) == 18
+    assert len(commented) == 19
     assert settings.plain(found) == settings.plain(settings.Settings())
 
 

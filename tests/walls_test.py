@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from invoke.context import Context
 
-from agent_vm_tasks import composition, git, secrets, state, sync, undo, vm, walls, workspaces
+from agent_vm_tasks import (
+    audit,
+    composition,
+    git,
+    secrets,
+    stages,
+    state,
+    sync,
+    undo,
+    vm,
+    walls,
+    workspaces,
+)
 from agent_vm_tasks import guest as ssh_guest
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks.errors import AgentVMError
@@ -26,6 +37,7 @@ from .programs import script
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from agent_vm_tasks.workspaces import Workspace
 
@@ -131,6 +143,11 @@ def test_work_goes_in_and_comes_back(users: Path, walled: Workspace, repository:
     assert git.commit(repository, "fix") == git.commit(tree(users, walled), "fix")
 
 
+def back(ws: Workspace) -> None:
+    undo.restore(VM, delete()[0])
+    workspaces.inspect(ws)
+
+
 WAYS: dict[str, Callable[[Workspace], object]] = {
     "push": lambda ws: (new_commit(ws.repository.path, "ours"), put(ws, walled=False)),
     "fetch": fetch,
@@ -140,7 +157,7 @@ WAYS: dict[str, Callable[[Workspace], object]] = {
     "clean": lambda _ws: delete(),
     "git": lambda ws: workspaces.git_inside(ws, ["status"], print, print),
     "connect": lambda ws: workspaces.enter(VM, ws, "git status", []),
-    "undo": lambda ws: (delete(), undo.restore(VM, undo.listed(VM)[0]), workspaces.inspect(ws)),
+    "undo": back,
 }
 
 
@@ -262,9 +279,7 @@ def test_keys_are_each_users_own(guest: Guest, users: Path, repository: Path) ->
     assert not list((users / other.user).rglob("env"))
 
 
-def test_a_vm_that_is_gone_has_no_walls(
-    walled: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_vm_that_is_gone_has_no_walls(walled: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssh_guest, "disconnect", lambda _name: None)  # other tests share it
     vm.forget(VM)
     assert walled.user == ""
@@ -280,15 +295,36 @@ def test_tasks_of_ones_own_do_not_work_in_a_walled_one(
         pass
 
 
-def test_only_a_repository_that_asks_for_walls_needs_no_approval(
-    home: Path, repository: Path
-) -> None:
-    ours, mine = repository / "agent-vm.toml", home / ".config" / "agent-vm" / "config.toml"
-    ours.write_text("[workspace]\nwalls = true\n")
+def test_a_repository_may_ask_for_walls(repository: Path) -> None:
+    (repository / "agent-vm.toml").write_text("[workspace]\nwalls = true\n")
     assert configuration.load().workspace.walls
     assert not Settings().workspace.walls
-    mine.parent.mkdir(parents=True, exist_ok=True)
-    mine.write_text("[workspace]\nwalls = true\n")
-    ours.write_text("[workspace]\nwalls = false\n")
-    with pytest.raises(AgentVMError, match=r"workspace\.walls: not approved"):
-        configuration.load()
+
+
+def test_walls_are_installed_where_they_are_asked_for(home: Path) -> None:
+    asked = Settings(workspace=configuration.Workspace(walls=True))
+    assert [stage.name for stage in stages.personal(asked)] == ["walls"]
+    assert stages.personal(Settings()) == ()
+
+
+def test_no_file_of_a_stage_takes_the_place_of_its_script(home: Path) -> None:
+    asked = Settings(workspace=configuration.Workspace(walls=True))
+    for stage in (*stages.stages(asked), *stages.personal(asked)):
+        assert f"{stage.name}.sh" not in stage.files
+
+
+def test_the_audit_tells_what_gets_through(users: Path, walled: Workspace) -> None:
+    scene = audit.Scene(Settings(), users, "", 0, {})
+    (attack,) = (each for each in audit.ATTACKS if each.promise == "walls")
+    said = f"printf '%s\\0' sudo '{'x' * 500}'"
+    script(users / walls.named(walled.key), "hostile", said)
+    assert attack.make(scene).startswith(f"{walls.named(walled.key)} gets at sudo, x")
+    script(users / walls.named(walled.key), "hostile", "exit 0")
+    assert attack.make(scene) == ""
+
+
+def test_the_audit_tries_no_walls_where_there_are_none(home: Path) -> None:
+    scene = audit.Scene(Settings(), home, "", 0, {})
+    (attack,) = (each for each in audit.ATTACKS if each.promise == "walls")
+    with pytest.raises(audit.NotTriedError, match="no workspace has walls"):
+        attack.make(scene)

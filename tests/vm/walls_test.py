@@ -5,6 +5,7 @@ Each attack is made without walls, too, where it has to succeed: else it shows n
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import TYPE_CHECKING
 
@@ -38,9 +39,9 @@ memory.seek(int(first, 16))
 print(re.findall(rb"canary-[0-9a-f]+", memory.read(int(last, 16) - int(first, 16))))
 """
 ATTACKS = {
-    "files": "cat /home/*/workspace/*-b/secret.txt /home/*/note",
-    "the view of agent": "cat /home/agent/workspace/*-b/secret.txt",
-    "the root of a process": "cat /proc/$PID/root/home/*/workspace/*-b/secret.txt",
+    "files": "cat /home/*/workspace/$B/secret.txt /home/*/note",
+    "the view of agent": "cat /home/agent/workspace/$B/secret.txt",
+    "the root of a process": "cat /proc/$PID/root/home/*/workspace/$B/secret.txt",
     "the folder of a process": "cat /proc/$PID/cwd/secret.txt",
     "an open file": "cat /proc/$PID/fd/9",
     "the environment": "tr '\\0' '\\n' < /proc/$PID/environ",
@@ -49,11 +50,11 @@ ATTACKS = {
     "the memory": f"python3 -c '{MEMORY}' $PID",
     "temporary files": "cat /tmp/*-b /var/tmp/*-b /dev/shm/*-b /tmp/.agent-vm/*/*-b",
     "secrets": "cat /run/agent-vm-secrets/current/env /run/agent-vm-walls/*/current/env",
-    "sudo": "sudo -n cat /home/*/workspace/*-b/secret.txt",
+    "sudo": "sudo -n cat /home/*/workspace/$B/secret.txt",
     "su": "sudo -n su -c 'cat /home/*/note' || su -c 'cat /home/*/note' < /dev/null",
     "docker": "curl -s --unix-socket /run/docker.sock http://d/version | grep -o ApiVersion |"
     f" sed 's/.*/{'X' * 6}/'",
-    "a hard link": "ln /home/*/workspace/*-b/secret.txt hard && cat hard; rm -f hard",
+    "a hard link": "ln /home/*/workspace/$B/secret.txt hard && cat hard; rm -f hard",
 }
 # What git is told to run, wherever a configuration or a hook can tell it so.
 TRAP = """
@@ -97,7 +98,7 @@ def victims(vm: User, walled: Path, plain: Path) -> Iterator[dict[Path, str]]:
 def attack(vm: User, top: Path, pid: str, script: str) -> str:
     """What code in workspace a prints that tries to get at b."""
     key = {"ANTHROPIC_API_KEY": CANARY} if top.name == "plain" else {}
-    text = f"exec 2>&1; PID={pid}\n{script}\ntrue"
+    text = f"exec 2>&1; PID={pid} B={top.name}-b\n{script}\ntrue"
     return inside(vm.having(**key), text, top, "a")
 
 
@@ -149,6 +150,23 @@ def test_links_into_another_workspace_lead_nowhere_for_agent(
         inside(vm, f"ln -sfn /home/agent/workspace/{top.name}-b way", top, "a")
         said = inside(vm, f"cat ~/workspace/{top.name}-a/way/secret.txt 2>&1; true")
         assert (CANARY in said) is found
+
+
+def test_the_audit_tells_whether_walls_stand(
+    vm: User, walled: Path, victims: dict[Path, str]
+) -> None:
+    def told() -> dict[str, object]:
+        said = json.loads(vm.run(PROGRAM, "audit", "--json").stdout)
+        (found,) = (each for each in said["findings"] if each["promise"] == "walls")
+        return dict(found)
+
+    assert told()["held"] is True
+    inside(vm, "sudo mount -o remount,hidepid=off /proc; chmod 755 ~")
+    found = told()
+    inside(vm, "sudo systemctl restart agent-vm-walls; chmod 700 ~")
+    assert found["held"] is False
+    assert "/home/agent, other processes" in str(found["detail"])
+    assert told()["held"] is True
 
 
 def test_the_main_job_is_done_behind_a_wall(vm: User, walled: Path) -> None:
@@ -207,4 +225,4 @@ def test_after_a_restart_the_walls_stand_and_the_files_are_shown(
     assert list((shown / "walled-a").iterdir()) == []
     assert inside(vm, "findmnt -no OPTIONS /proc").strip().endswith("hidepid=invisible")
     for way in ("files", "sudo", "the view of agent"):
-        assert CANARY not in inside(vm, f"{ATTACKS[way]} 2>&1; true", walled, "job")
+        assert CANARY not in attack(vm, walled, "0", ATTACKS[way])
