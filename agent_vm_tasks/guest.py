@@ -81,7 +81,7 @@ def acting(user: str) -> list[str]:
     return ["sudo", "-n", "-H", "-u", user, loading] if user else []
 
 
-def _text(remote: str, user: str) -> str:
+def text_as(user: str, remote: str) -> str:
     """Shell text that runs the text as that user."""
     return f"exec {shlex.join([*acting(user), 'bash', '-c', remote])}" if user else remote
 
@@ -253,7 +253,7 @@ def receive(
 def unpack(name: str, folder: str, archive: bytes, user: str = "") -> None:
     """Unpack a tar into a folder of the guest (from its home); what is there already stays."""
     remote = f"tar --extract --skip-old-files --file=- --directory={shlex.quote(folder)}"
-    argv = [*ssh(name), _text(remote, user)]
+    argv = [*ssh(name), text_as(user, remote)]
     result = process.run(argv, stdin=archive, check=False, timeout=600, watch=watch(name))
     if not result.ok:
         raise AgentVMError(f"copying files into the VM failed: {result.reason}")
@@ -264,7 +264,7 @@ def enter(name: str, remote: str, user: str = "") -> int:
 
     What is typed or pasted there goes in as it is: ssh has no escape character.
     """
-    remote = f"{set_clock()}\n{_text(remote, user)}"
+    remote = f"{set_clock()}\n{text_as(user, remote)}"
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return process.interactive([*ssh(name), remote], lambda: _tell_silence(name))
     colours = os.environ.get("COLORTERM")
@@ -277,7 +277,7 @@ def relay(
     name: str, remote: str, out: Callable[[str], None], err: Callable[[str], None], user: str = ""
 ) -> int:
     """Run a remote command without terminal and input, handing on what it prints; its status."""
-    argv = [*ssh(name), f"{set_clock()}\n{_text(remote, user)}"]
+    argv = [*ssh(name), f"{set_clock()}\n{text_as(user, remote)}"]
     return process.relay(argv, out, err, watch(name))
 
 

@@ -27,6 +27,7 @@ from agent_vm_tasks import (
     workspaces,
 )
 from agent_vm_tasks import guest as ssh_guest
+from agent_vm_tasks import home as home_files
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks.errors import AgentVMError
 from agent_vm_tasks.settings import Settings
@@ -253,6 +254,27 @@ def test_a_deleted_one_comes_back_behind_its_wall(
         undo.restore(VM, kept)
 
 
+def test_one_without_a_wall_in_its_place_is_left_alone(
+    guest: Guest, users: Path, walled: Workspace
+) -> None:
+    (tree(users, walled) / "left").touch()
+    (kept,) = delete()
+    put(walled, walled=False)
+    with pytest.raises(AgentVMError, match="again"):
+        undo.restore(VM, kept)
+    assert not (guest.workspaces / walled.folder / "left").exists()
+    assert not tree(users, walled).exists()
+
+
+def test_another_in_its_place_is_left_alone(guest: Guest, users: Path, walled: Workspace) -> None:
+    (tree(users, walled) / "left").touch()
+    (kept,) = delete()
+    (guest.workspaces / walled.folder).mkdir()
+    with pytest.raises(AgentVMError, match="taken in ~/workspace of the VM: app-fix"):
+        undo.restore(VM, kept)
+    assert list((guest.workspaces / walled.folder).iterdir()) == []
+
+
 def test_a_copy_of_before_there_were_walls_comes_back(guest: Guest, ws: Workspace) -> None:
     commit_inside(guest, guest.workspaces / ws.folder)
     (kept,) = delete()
@@ -264,7 +286,11 @@ def test_a_copy_of_before_there_were_walls_comes_back(guest: Guest, ws: Workspac
     assert (guest.workspaces / ws.folder / "README").is_file()
 
 
-def test_what_is_written_behind_a_wall_stops_a_deletion(users: Path, walled: Workspace) -> None:
+def test_what_is_written_behind_a_wall_stops_a_deletion(
+    guest: Guest, users: Path, walled: Workspace
+) -> None:
+    (guest.workspaces / walled.folder).unlink()  # where it is shown
+    (guest.workspaces / walled.folder).mkdir()
     found = workspaces.inventory(VM)
     (tree(users, walled) / "new").touch()
     with pytest.raises(AgentVMError, match="writes in app-fix"):
@@ -277,6 +303,14 @@ def test_keys_are_each_users_own(guest: Guest, users: Path, repository: Path) ->
     holding = [path for path in guest.home.rglob("env") if "canary" in path.read_text()]
     assert [path.is_relative_to(users / one.user) for path in holding] == [True]
     assert not list((users / other.user).rglob("env"))
+
+
+def test_home_files_are_brought_up_to_date_for_all(users: Path, walled: Workspace) -> None:
+    done = home_files.refresh(Settings())
+    user = walls.named(walled.key)
+    assert ("new", ".claude.json") in done
+    assert ("new", f"~{user}/.claude.json") in done
+    assert (users / user / ".claude.json").is_file()
 
 
 def test_a_vm_that_is_gone_has_no_walls(walled: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ else
         folder=
     done
     [ -n "$folder" ] || {
-        echo "both ~/workspace/$1 and ~/workspace/$2 are taken inside the VM" >&2
+        echo "taken in ~/workspace of the VM: $*" >&2
         exit 1
     }
     printf '%s\n' "$key" "$folder" > "$record.new"
