@@ -302,14 +302,19 @@ def _rows(vm: str, known: Sequence[str], user: str = "") -> list[Row]:
 
 
 def _behind_wall(vm: str, row: Row, known: Sequence[str]) -> Row:
-    """What the workspace's own user says of it, and of no other; else it stays unknown."""
+    """What the workspace's own user says of it, and of no other; else it stays unknown.
+
+    One that was deleted inside has nothing to lose.
+    """
     try:
         rows = _rows(vm, known, row.user)
     except AgentVMError:
         return row
-    ours = (found for found in rows if (found.folder, found.key) == (row.folder, row.key))
-    found = next(ours, row)
-    return replace(found, seen=row.seen, user=row.user)
+    gone = replace(row, unfetched=0, uncommitted=0, untracked=0, stashes=0)
+    ours = [found for found in rows if found.folder == row.folder]
+    if ours and ours[0].key != row.key:
+        return row
+    return replace((*ours, gone)[0], seen=row.seen, user=row.user)
 
 
 def require_unchanged(vm: str, rows: Sequence[Row]) -> None:

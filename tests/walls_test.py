@@ -185,7 +185,27 @@ def test_a_user_says_nothing_of_anothers_workspace(users: Path, repository: Path
     script(users / walls.named(theirs.key), "hostile", rf"printf '%s\0' {lie}")
     found = {row.key: row for row in workspaces.inventory(VM)}
     assert found[mine.key].losses == ["1 file untracked"]
-    assert found[theirs.key].losses == [workspaces.UNKNOWN]
+    assert found[theirs.key].losses == []
+
+
+def test_one_that_was_deleted_inside_is_cleaned_and_made_again(
+    guest: Guest, users: Path, walled: Workspace
+) -> None:
+    shutil.rmtree(tree(users, walled))
+    (guest.workspaces / walled.folder).unlink()  # it is no link in a VM
+    (guest.workspaces / walled.folder).mkdir()
+    assert rows()[walled.folder].losses == []
+    assert delete() == []
+    assert list(guest.workspaces.iterdir()) == []
+    put(walled)
+    shutil.rmtree(tree(users, walled))
+    put(walled)
+    assert (guest.workspaces / walled.folder / "README").is_file()
+
+
+def test_one_that_lost_its_git_counts_as_work(users: Path, walled: Workspace) -> None:
+    shutil.rmtree(tree(users, walled) / ".git")
+    assert rows()[walled.folder].losses == [workspaces.UNKNOWN]
 
 
 def test_a_user_who_lies_about_a_wall_ends_nothing(users: Path, walled: Workspace) -> None:

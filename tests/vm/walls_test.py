@@ -198,7 +198,7 @@ def test_containers_without_root_work_behind_a_wall(vm: User, walled: Path) -> N
     said = inside(
         vm,
         f"exec < /dev/null; echo '#include <stdio.h>\n{probe}' > probe.c; mkdir -p root/made"
-        " && gcc -static -o root/probe probe.c && podman run --rm --rootfs root /probe"
+        " && gcc -static -o root/probe probe.c && podman run --rm --rootfs $PWD/root /probe"
         " && podman unshare chown 1000 root/made && podman unshare chmod 700 root/made",
         walled, "box",
     )  # fmt: skip
@@ -218,11 +218,16 @@ def test_agents_and_tools_start_behind_a_wall(vm: User, walled: Path, program: s
 def test_after_a_restart_the_walls_stand_and_the_files_are_shown(
     vm: User, walled: Path, victims: dict[Path, str]
 ) -> None:
-    inside(vm, "mv ~/workspace/walled-a ~/kept; ln -s ~agent ~/workspace/walled-a", walled, "a")
+    trick = "mv ~/workspace/walled-trick ~/kept; ln -s ~agent ~/workspace/walled-trick"
+    inside(vm, trick, walled, "trick")
+    inside(vm, "rm -rf ~/workspace/walled-job", walled, "job")
     vm.agent_vm("restart")
     shown = vm.home / ".agent-vm-mounts" / "workspace"
     assert (shown / "walled-b" / "secret.txt").read_text() == f"{CANARY}\n"
-    assert list((shown / "walled-a").iterdir()) == []
+    assert list((shown / "walled-trick").iterdir()) == []
+    inside(vm, "true", walled, "job")
+    assert (shown / "walled-job" / "outside.txt").is_file()
+    inside(vm, "sudo bash -c 'rm /home/ws-*/workspace/walled-trick'")
     assert inside(vm, "findmnt -no OPTIONS /proc").strip().endswith("hidepid=invisible")
     for way in ("files", "sudo", "the view of agent"):
         assert CANARY not in attack(vm, walled, "0", ATTACKS[way])
