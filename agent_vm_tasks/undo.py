@@ -80,6 +80,9 @@ class Weight:
         return found
 
 
+_UNWEIGHED = Weight(None, None, None, None, None, None)
+
+
 @dataclass(frozen=True)
 class Kept:
     """A deleted workspace; `made` is in UTC, ISO 8601, `lost` what the host had no copy of.
@@ -101,7 +104,12 @@ def weigh(vm: str, rows: Sequence[Row]) -> dict[str, Weight]:
     """How much each workspace has that git does not keep, by folder."""
     found: dict[str, Weight] = {}
     for user, folders in by_user(rows).items():
-        found |= _weighed(vm, folders, user)
+        try:
+            found |= _weighed(vm, folders, user)
+        except AgentVMError:
+            if not user:
+                raise
+            found |= dict.fromkeys(folders, _UNWEIGHED)  # no reason to keep others
     return found
 
 

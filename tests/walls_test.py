@@ -208,6 +208,19 @@ def test_one_that_lost_its_git_counts_as_work(users: Path, walled: Workspace) ->
     assert rows()[walled.folder].losses == [workspaces.UNKNOWN]
 
 
+@pytest.mark.parametrize("answer", ["exit 255", "echo x", r"printf 'a\\0'"])
+def test_a_user_who_gives_no_answer_keeps_no_others_from_being_deleted(
+    users: Path, repository: Path, answer: str
+) -> None:
+    mine, other = (put(workspace(repository, branch)) for branch in ("mine", "other"))
+    script(users / walls.named(other.key), "hostile", answer)
+    found = {row.key: row for row in workspaces.inventory(VM)}
+    assert found[mine.key].losses == []
+    assert found[other.key].losses == [workspaces.UNKNOWN]
+    weights = undo.weigh(VM, list(found.values()))
+    assert [weights[ws.folder].unknown for ws in (mine, other)] == [False, True]
+
+
 def test_a_user_who_lies_about_a_wall_ends_nothing(users: Path, walled: Workspace) -> None:
     script(users / walls.named(walled.key), "hostile", r"printf 'walled\0\0'")
     assert sync.create(walled) == ""
