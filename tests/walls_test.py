@@ -205,7 +205,11 @@ def test_one_that_was_deleted_inside_is_cleaned_and_made_again(
 
 def test_one_that_lost_its_git_counts_as_work(users: Path, walled: Workspace) -> None:
     shutil.rmtree(tree(users, walled) / ".git")
-    assert rows()[walled.folder].losses == [workspaces.UNKNOWN]
+    (row,) = workspaces.inventory(VM)
+    assert (row.key, row.losses) == (walled.key, [workspaces.UNKNOWN])
+    (kept,) = delete()
+    undo.restore(VM, kept)
+    assert (tree(users, walled) / "README").is_file()
 
 
 @pytest.mark.parametrize("answer", ["exit 255", "echo x", r"printf 'a\\0'"])
