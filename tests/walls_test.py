@@ -126,6 +126,13 @@ def test_a_walled_workspace_is_in_its_users_home(
     assert (guest.workspaces / walled.folder / "README").is_file()
 
 
+def test_files_that_git_does_not_have_come_along(users: Path, repository: Path) -> None:
+    (repository / ".env").write_text("A=1\n")
+    ws = workspace(repository, "fix")
+    sync.push(ws, print, [".env"], walled=True)
+    assert (tree(users, ws) / ".env").read_text() == "A=1\n"
+
+
 def test_without_being_asked_for_there_is_no_wall(
     guest: Guest, users: Path, repository: Path
 ) -> None:
