@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import audit_scene, creation, golden, guest, intact, lima, mount, network, process, vm
+from . import audit_scene, creation, golden, guest, intact, lima, mount, network, process, vm, walls
 from .errors import AgentVMError, UsageError
 from .intact import Finding, NotTriedError
 
@@ -252,8 +252,13 @@ def _names(scene: Scene) -> str:
     return ""
 
 
-def _walls(_: Scene) -> str:
-    raise NotTriedError("all workspaces of the VM are one account's")
+def _walls(scene: Scene) -> str:
+    if not (users := walls.users(scene.name)):
+        raise NotTriedError("no workspace has walls")
+    for user in users:
+        if got := guest.script(scene.name, "audit-walls.sh", user=user):
+            return f"{user} gets at {', '.join(got)[:200]}"
+    return ""
 
 
 def _limits(scene: Scene) -> str:
@@ -267,8 +272,8 @@ def _limits(scene: Scene) -> str:
         if number > allowed:
             return f"the VM has {number} {what}, not {allowed}"
     for path in found.dir.glob("*.log"):
-        if path.stat().st_size > LARGEST_SAID:
-            return f"{path} has {path.stat().st_size >> 20} MiB"
+        if (taken := path.stat().st_blocks * 512) > LARGEST_SAID:  # Lima's own have holes
+            return f"{path} takes {taken >> 20} MiB"
     return ""
 
 
@@ -304,7 +309,8 @@ ATTACKS = (
     Attack("network", "names from the VM, which have to work", _names, ""),
     Attack("terminal", "files and branches whose names steer a terminal", _terminal, REPORT),
     Attack("trust", "an agent-vm.toml that the VM had changed", _trust, REPORT),
-    Attack("walls", "files of another workspace", _walls, ""),
+    Attack("walls", "what is not its own, by the user of a walled workspace", _walls,
+           "run `agent-vm provision`, then `agent-vm restart`"),
     Attack("limits", "what the VM has, and what Lima keeps of its words", _limits,
            "`agent-vm destroy`, then start"),
     Attack("limits", "the memory of what serves the mount", _mount_memory,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from . import guest, secrets, settings, sync, vm, workspaces
 from .console import say, warn
+from .errors import AgentVMError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +37,11 @@ def workspace(c: Context, branch: str) -> Iterator[Connection]:
     ws = workspaces.around(chosen, Path.cwd(), branch, sending=True)
     with connection(c) as made:
         if workspaces.inspect(ws) is None:
-            sync.push(ws, say, chosen.workspace.include)
+            sync.push(ws, say, chosen.workspace.include, walled=chosen.workspace.walls)
+        if ws.user:
+            raise AgentVMError(
+                f"{ws.folder} has a wall, and tasks of yours run as the user outside of it",
+                f"run `agent-vm connect {branch} -- COMMAND`",
+            )
         with made.cd(ws.path):
             yield made

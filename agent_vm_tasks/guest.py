@@ -74,6 +74,20 @@ def ssh(name: str, *options: str) -> list[str]:
     return ["ssh", "-F", str(config(name)), *options, name]
 
 
+def acting(user: str) -> list[str]:
+    """What goes in front of a command to run it as that user of the guest, in that one's home.
+
+    Nothing for "", who is agent. Bash then loads what ssh gives agent (templates/provision/walls).
+    """
+    loading = "BASH_ENV=/usr/local/lib/agent-vm/walled.sh"
+    return ["sudo", "-n", "-H", "-u", user, loading] if user else []
+
+
+def text_as(user: str, remote: str) -> str:
+    """Shell text that runs the text as that user."""
+    return f"exec {shlex.join([*acting(user), 'bash', '-c', remote])}" if user else remote
+
+
 def connected(name: str) -> bool:
     """Whether the warm connection's master lives; asks it, opens nothing."""
     return state.control_path(name).exists() and _succeeds(ssh(name, "-O", "check"))
@@ -189,13 +203,15 @@ def disconnect(name: str) -> None:
     state.control_path(name).unlink(missing_ok=True)
 
 
-def script(name: str, file: str, *args: str, timeout: float | None = 120) -> list[str]:
+def script(
+    name: str, file: str, *args: str, user: str = "", timeout: float | None = 120
+) -> list[str]:
     """Run common/scripts/`file` in the guest; the NUL-ended fields it prints.
 
     One ssh session: the script goes in on stdin. Raises UnreachableError when ssh fails, and
     AgentVMError with the script's last words when it does not succeed.
     """
-    remote = shlex.join(["bash", "-s", "--", *args])
+    remote = shlex.join([*acting(user), "bash", "-s", "--", *args])
     result = process.run(
         [*ssh(name), remote], stdin=data.script(file), check=False, timeout=timeout,
         watch=watch(name),
@@ -215,44 +231,47 @@ def understood() -> Iterator[None]:
 
 
 def feed(
-    name: str, file: str, stdin: bytes | IO[bytes], *args: str, timeout: float | None = 120
-) -> str:
+    name: str, file: str, stdin: bytes | IO[bytes], *args: str, user: str = "",
+    timeout: float | None = 120,
+) -> str:  # fmt: skip
     """Run common/scripts/`file` in the guest with `stdin` as its input; what it prints.
 
     For input that no command line may show, or that is large. Raises UnreachableError when ssh
     fails, and AgentVMError with the script's last words when it does not succeed.
     """
-    remote = shlex.join(["bash", "-c", data.script(file), file, *args])
+    remote = shlex.join([*acting(user), "bash", "-c", data.script(file), file, *args])
     argv = [*ssh(name), remote]
     result = process.run(argv, stdin=stdin, check=False, timeout=timeout, watch=watch(name))
     return _successful(result)
 
 
-def receive(name: str, file: str, *args: str, into: IO[bytes], largest: int) -> None:
+def receive(
+    name: str, file: str, *args: str, into: IO[bytes], largest: int, user: str = ""
+) -> None:
     """Run common/scripts/`file` in the guest; what it prints goes to a file.
 
     Raises UnreachableError when ssh fails, and AgentVMError with the script's last words, or beyond
     `largest` bytes.
     """
-    argv = [*ssh(name), shlex.join(["bash", "-s", "--", *args])]
+    argv = [*ssh(name), shlex.join([*acting(user), "bash", "-s", "--", *args])]
     _successful(process.save(argv, data.script(file), into, largest, watch(name)))
 
 
-def unpack(name: str, folder: str, archive: bytes) -> None:
+def unpack(name: str, folder: str, archive: bytes, user: str = "") -> None:
     """Unpack a tar into a folder of the guest (from its home); what is there already stays."""
     remote = f"tar --extract --skip-old-files --file=- --directory={shlex.quote(folder)}"
-    argv = [*ssh(name), remote]
+    argv = [*ssh(name), text_as(user, remote)]
     result = process.run(argv, stdin=archive, check=False, timeout=600, watch=watch(name))
     if not result.ok:
         raise AgentVMError(f"copying files into the VM failed: {result.reason}")
 
 
-def enter(name: str, remote: str) -> int:
+def enter(name: str, remote: str, user: str = "") -> int:
     """Run a remote command on this terminal; a pseudo-terminal when both ends are one.
 
     What is typed or pasted there goes in as it is: ssh has no escape character.
     """
-    remote = f"{set_clock()}\n{remote}"
+    remote = f"{set_clock()}\n{text_as(user, remote)}"
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return process.interactive([*ssh(name), remote], lambda: _tell_silence(name))
     colours = os.environ.get("COLORTERM")
@@ -261,9 +280,11 @@ def enter(name: str, remote: str) -> int:
     return process.interactive(argv, lambda: _tell_silence(name))
 
 
-def relay(name: str, remote: str, out: Callable[[str], None], err: Callable[[str], None]) -> int:
+def relay(
+    name: str, remote: str, out: Callable[[str], None], err: Callable[[str], None], user: str = ""
+) -> int:
     """Run a remote command without terminal and input, handing on what it prints; its status."""
-    argv = [*ssh(name), f"{set_clock()}\n{remote}"]
+    argv = [*ssh(name), f"{set_clock()}\n{text_as(user, remote)}"]
     return process.relay(argv, out, err, watch(name))
 
 

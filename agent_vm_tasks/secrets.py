@@ -82,13 +82,15 @@ def token(name: str, secrets: Secrets) -> str:
     return hmac.digest(_key(name), b"".join(parts), "sha256").hex()
 
 
-def push(name: str, secrets: Secrets) -> bool:
+def push(name: str, secrets: Secrets, user: str = "") -> bool:
     """Put them into the running VM in place of what is there; False when that was the same.
+
+    `user`: for whom, where that is a walled workspace's.
 
     Cut off, it leaves what was there. Raises AgentVMError.
     """
     archive = _archive(token(name, secrets), secrets)
-    return guest.feed(name, "secrets-put.sh", archive).split()[-1:] != ["same"]
+    return guest.feed(name, "secrets-put.sh", archive, user=user).split()[-1:] != ["same"]
 
 
 def clear(name: str) -> None:

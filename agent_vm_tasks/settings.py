@@ -104,10 +104,14 @@ class Mount:
 
 @dataclass(frozen=True)
 class Workspace:
-    """`keep_days`: how long deleted workspaces are kept on this machine; 0 keeps none."""
+    """`keep_days`: how long deleted workspaces are kept on this machine; 0 keeps none.
+
+    `walls`: whether new ones are kept apart, each with a guest user of its own.
+    """
 
     include: tuple[str, ...] = ()
     keep_days: int = 14
+    walls: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,7 @@ CHECKS: Mapping[str, checks.Check] = {
     "mount.path": _PATH,
     "workspace.include": checks.items(_RELATIVE),
     "workspace.keep_days": checks.integer(0, 3650),
+    "workspace.walls": checks.flag,
 }
 TABLES = tuple(dict.fromkeys(path.partition(".")[0] for path in CHECKS))
 SIZES = ("vm.memory", "vm.disk")
@@ -215,6 +220,7 @@ LOOSENING: Mapping[str, tuple[object, ...]] = {
     "mount.path": (),
     "workspace.include": (),
     "workspace.keep_days": (),
+    "workspace.walls": (True,),
 }
 """Keys with which the VM gets more of the host, or is walled off less, and the values that do not.
 

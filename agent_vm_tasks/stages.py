@@ -87,11 +87,20 @@ def personal(settings: Settings) -> tuple[Stage, ...]:
             "home-files.sh": _script("home-files.sh"),
         }
         found.append(_stage("own-home", template="home", mode="refresh", sentinel="", files=home))
+    if settings.workspace.walls:
+        found.append(_walls(settings))
     if settings.provision.script:
         script = repository_script(settings)
         name = f"script-{hashlib.sha256(script).hexdigest()[:8]}"
         found.append(_stage(name, template="script", files={"script": script}))
     return tuple(found)
+
+
+def _walls(settings: Settings) -> Stage:
+    """What walled workspaces need, and the home files that their users get."""
+    home = {**home_files(), **own_home_files(settings)}
+    scripts = {name: _script(name) for name in ("walls-boot.sh", "home-files.sh")}
+    return _stage("walls", files={"home.tar": tar(home), **scripts})
 
 
 def apt(settings: Settings) -> list[str]:

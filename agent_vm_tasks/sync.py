@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import git, guest, process, review, state
+from . import git, guest, process, review, state, walls
 from .errors import AgentVMError
 from .workspaces import (
     Contents,
@@ -79,11 +80,12 @@ def ensure_branch(ws: Workspace, say: Say) -> str:
     return commit
 
 
-def push(ws: Workspace, say: Say, include: Sequence[str] = ()) -> Update:
+def push(ws: Workspace, say: Say, include: Sequence[str] = (), *, walled: bool = False) -> Update:
     """Send the branch's commits and tags in, and update the files there when that loses nothing.
 
     Makes the branch and the workspace where they are missing; a new workspace also gets the
-    untracked files named in `include`. Raises AgentVMError when git fails.
+    untracked files named in `include`, and with `walled` a wall. Raises AgentVMError when git
+    fails.
     """
     extra = _included(ws.repository.path, include)
     commit, folder = ensure_branch(ws, say), ""
@@ -91,17 +93,22 @@ def push(ws: Workspace, say: Say, include: Sequence[str] = ()) -> Update:
     result = _send(ws, refs, say)
     if not result.ok:
         with state.lock(ws.vm, say, "push-lock"):  # another command may be at the same
-            folder = create(ws)
+            folder = create(ws, walled=walled)
             result = _send(ws, refs, say)
             if "cannot lock ref" in result.stderr:  # one that is at its first try was quicker
                 result = _send(ws, refs, say)
     if not result.ok:
         raise _unsent(ws, result)
     remember(ws, sent=commit)
+    user = ws.user
+    if user:
+        walls.show(ws.vm, user)
     with guest.understood():
-        outcome, detail, new = guest.script(ws.vm, "workspace-update.sh", ws.key, ws.branch)
+        outcome, detail, new = guest.script(
+            ws.vm, "workspace-update.sh", ws.key, ws.branch, user=user
+        )
     if new and include:
-        guest.unpack(ws.vm, ws.path, extra)
+        guest.unpack(ws.vm, ws.path, extra, user)
     return Update(outcome, detail, folder)
 
 
@@ -116,14 +123,22 @@ def _unsent(ws: Workspace, result: Result) -> AgentVMError:
     return git.explain(result, f"pushing {ws.branch}")
 
 
-def create(ws: Workspace) -> str:
-    """Make the empty workspace in the guest; its folder, or "" when it was there."""
-    repo, folders = ws.repository, ws.folders
+def create(ws: Workspace, *, walled: bool = False) -> str:
+    """Make the empty workspace in the guest; its folder, or "" when it was there.
+
+    One that is walled stays so.
+    """
+    repo, folders, user = ws.repository, ws.folders, ws.user
+    if (walled or user) and (folder := walls.up(ws.vm, ws.key, folders)):
+        folders, user = (folder, folder), ws.user
     with guest.understood():
         made, folder = guest.script(
             ws.vm, "workspace-create.sh",
             ws.key, *folders, repo.name, ws.branch, repo.object_format, _origin(repo.path),
+            user=user,
         )  # fmt: skip
+        if made == "walled" and not user:  # the note of it here was lost
+            return create(ws, walled=True)
         return folders[folders.index(folder)] if made == "made" else ""
 
 
@@ -160,8 +175,8 @@ def _bring(ws: Workspace, say: Say) -> tuple[str, Contents]:
         result = git.transfer(
             ws.repository.path, ws.vm, *_naming(branch, before), "--no-tags",
             "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance",
-            "--progress", "--", ws.url, f"+refs/heads/{ws.branch}:{ws.incoming}",
-            say=say,
+            "--progress", *_by(ws, "upload-pack"), "--", ws.url,
+            f"+refs/heads/{ws.branch}:{ws.incoming}", say=say,
         )  # fmt: skip
         contents = looking.result()
     if contents is None:
@@ -254,12 +269,20 @@ def _send(ws: Workspace, refs: str, say: Say) -> Result:
     branch = f"refs/heads/{ws.branch}:refs/agent-vm/in/{ws.branch}"
     with git.exchange(ws.repository.common, ws.repository.object_format, refs) as repo:
         result = git.transfer(
-            repo, ws.vm, "push", "--porcelain", "--progress", "--", ws.url, f"+{branch}",
-            "refs/tags/*:refs/tags/*", say=say,
+            repo, ws.vm, "push", "--porcelain", "--progress", *_by(ws, "receive-pack"),
+            "--", ws.url, f"+{branch}", "refs/tags/*:refs/tags/*", say=say,
         )  # fmt: skip
     # Git fails, too, where a tag is another one inside, which then stays.
     arrived = re.search(rf"^[ +*=]\t{re.escape(branch)}\t", result.stdout, re.MULTILINE)
     return replace(result, status=0) if arrived else result
+
+
+def _by(ws: Workspace, service: str) -> list[str]:
+    """The option by which git's other side runs as the workspace's own user."""
+    if not (user := ws.user):
+        return []
+    argv = [*guest.acting(user), "bash", "-c", f'exec git {service} "$1"', "git"]
+    return [f"--{service}={shlex.join(argv)}"]
 
 
 def _forward(ws: Workspace, old: str, new: str) -> tuple[bool, str]:

@@ -14,9 +14,9 @@ from dataclasses import asdict, astuple, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from . import guest, state
+from . import guest, state, walls
 from .errors import AgentVMError
-from .workspaces import UNKNOWN, many
+from .workspaces import UNKNOWN, by_user, many
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,9 +80,15 @@ class Weight:
         return found
 
 
+_UNWEIGHED = Weight(None, None, None, None, None, None)
+
+
 @dataclass(frozen=True)
 class Kept:
-    """A deleted workspace; `made` is in UTC, ISO 8601, `lost` what the host had no copy of."""
+    """A deleted workspace; `made` is in UTC, ISO 8601, `lost` what the host had no copy of.
+
+    `walled` has its guest user, where it had one of its own.
+    """
 
     id: str
     made: str
@@ -91,17 +97,28 @@ class Kept:
     repository: str
     branch: str
     lost: tuple[str, ...] = ()
+    walled: str = ""
 
 
 def weigh(vm: str, rows: Sequence[Row]) -> dict[str, Weight]:
     """How much each workspace has that git does not keep, by folder."""
-    if not rows:
-        return {}
-    fields = guest.script(vm, "workspace-weigh.sh", *(row.folder for row in rows), timeout=600)
-    if len(fields) != 6 * len(rows):
+    found: dict[str, Weight] = {}
+    for user, folders in by_user(rows).items():
+        try:
+            found |= _weighed(vm, folders, user)
+        except AgentVMError:
+            if not user:
+                raise
+            found |= dict.fromkeys(folders, _UNWEIGHED)  # no reason to keep others
+    return found
+
+
+def _weighed(vm: str, folders: Sequence[str], user: str) -> dict[str, Weight]:
+    fields = guest.script(vm, "workspace-weigh.sh", *folders, user=user, timeout=600)
+    if len(fields) != 6 * len(folders):
         raise AgentVMError("the VM gave a strange answer", "its ~/.bashrc may not print anything")
     numbers = [int(field) if re.fullmatch("[0-9]{1,18}", field) else None for field in fields]
-    return {row.folder: Weight(*numbers[6 * at : 6 * at + 6]) for at, row in enumerate(rows)}
+    return {folder: Weight(*numbers[6 * at : 6 * at + 6]) for at, folder in enumerate(folders)}
 
 
 def losses(rows: Sequence[Row], weights: Mapping[str, Weight]) -> list[str]:
@@ -166,12 +183,20 @@ def restore(vm: str, kept: Kept) -> None:
 
     The copy on the host stays until its time is over.
     """
+    taken = AgentVMError(
+        f"there is a workspace {kept.folder} again", "fetch what it has, clean it, then undo"
+    )
+    user = walls.named(kept.key) if kept.walled else ""
+    if user and walls.up(vm, kept.key, [kept.folder]) != kept.folder:
+        raise taken
     with (_folder(vm) / kept.id / _ARCHIVE).open("rb") as archive:
-        said = guest.feed(vm, "workspace-restore.sh", archive, kept.key, kept.folder, timeout=None)
-    if said != f"{kept.folder}\0":
-        raise AgentVMError(
-            f"there is a workspace {kept.folder} again", "fetch what it has, clean it, then undo"
+        said = guest.feed(
+            vm, "workspace-restore.sh", archive, kept.key, kept.folder, user=user, timeout=None
         )
+    if said != f"{kept.folder}\0":
+        raise taken
+    if user:
+        walls.show(vm, user)
 
 
 def expire(vm: str, days: int) -> None:
@@ -191,7 +216,7 @@ def _keep(vm: str, row: Row, without: Sequence[str], days: int, say: Say) -> Kep
     now = datetime.now(UTC)
     kept = Kept(
         now.strftime("%Y%m%d-%H%M%S-%f")[:-3], now.isoformat(timespec="seconds"),
-        row.folder, row.key, row.repository, row.branch, tuple(row.losses),
+        row.folder, row.key, row.repository, row.branch, tuple(row.losses), row.user,
     )  # fmt: skip
     try:
         _receive(vm, kept, without)
@@ -217,7 +242,8 @@ def _receive(vm: str, kept: Kept, without: Sequence[str]) -> None:
     archive = folder / _ARCHIVE
     largest = min(LARGEST, shutil.disk_usage(folder).free // 2)
     with archive.open("xb") as file:
-        guest.receive(vm, "workspace-save.sh", kept.folder, *without, into=file, largest=largest)
+        guest.receive(vm, "workspace-save.sh", kept.folder, *without, into=file, largest=largest,
+                      user=kept.walled)  # fmt: skip
     with archive.open("r+b") as file:
         file.seek(max(0, archive.stat().st_size - len(_WHOLE)))
         end = file.tell()
@@ -233,9 +259,10 @@ def _read(path: Path) -> Kept | None:
     try:
         path.with_name(_ARCHIVE).stat()
         facts = json.loads(path.read_text("utf-8"))
+        facts.setdefault("walled", "")  # an earlier version knew no walls
         words = {each.name: str(facts[each.name]) for each in fields(Kept) if each.name != "lost"}
         return Kept(**words | {"id": path.parent.name}, lost=tuple(map(str, facts["lost"])))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

@@ -19,6 +19,7 @@ from . import (
     proxy,
     secrets,
     state,
+    walls,
     workspaces,
 )
 from .errors import AgentVMError
@@ -258,6 +259,7 @@ def forget(name: str) -> None:
     for file in (_ready_mark(name), _unused_mark(name), guest.config(name), guest.known_hosts(name),
                  secrets.key_file(name), network.noted(name), intact.sealed(name)):  # fmt: skip
         file.unlink(missing_ok=True)
+    walls.forget(name)
 
 
 def heal(found: Instance, say: Say) -> Instance | None:
@@ -288,6 +290,7 @@ def _let_go(settings: Settings, say: Say) -> None:
 
 
 def _created(settings: Settings, say: Say) -> Instance:
+    walls.forget(settings.vm.name)  # of one that was deleted without agent-vm
     made = creation.create(settings, say)
     intact.seal(made)
     _unused_mark(made.name).touch()
@@ -417,6 +420,7 @@ def _asked(settings: Settings) -> str:
 
     inputs = [repr(settings.packages).encode(), stages.tar(stages.own_home_files(settings))]
     inputs += [stages.repository_script(settings)] if settings.provision.script else []
+    inputs += [b"walls"] if settings.workspace.walls else []
     return hashlib.sha256(b"\0".join(inputs)).hexdigest()[:16]
 
 

@@ -15,7 +15,7 @@ from os.path import lexists
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import data, git, guest, mount, state
+from . import data, git, guest, mount, state, walls
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ MOST_KNOWN = 500
 """Workspaces of which the guest is told what the host has: it all goes in one command line."""
 NOT_THERE = 213
 """Exit status of common/scripts/workspace-enter.sh for a workspace that does not exist."""
+_AT_ONCE = 8
+"""How many walled workspaces are looked at side by side."""
 UNKNOWN = "contents that could not be looked at"
 
 
@@ -69,8 +71,13 @@ class Workspace:
         return self.folder, f"{self.folder}-{self.key[:8]}"
 
     @property
+    def user(self) -> str:
+        """The guest user who works in it, behind a wall; "" for agent."""
+        return walls.user(self.vm, self.key)
+
+    @property
     def path(self) -> str:
-        """Where it is, from the guest's home: a link by key, so no answer of the guest decides."""
+        """Where it is, from its user's home: a link by key, so no answer of the guest decides."""
         return f".agent-vm/workspaces/{self.key}"
 
     @property
@@ -126,6 +133,7 @@ class Row:
 
     `unfetched` are the commits that the host does not have, `others` those of them that its own
     branch does not have either, by branch. `seen`: when, in seconds since 1970 in the guest.
+    `user`: the guest user who works in it, behind a wall.
     """
 
     folder: str
@@ -138,6 +146,7 @@ class Row:
     stashes: int | None
     others: tuple[tuple[str, int], ...] = ()
     seen: str = ""
+    user: str = ""
 
     @property
     def losses(self) -> list[str]:
@@ -255,7 +264,7 @@ def symbolic(branch: str, link: str) -> AgentVMError:
 def inspect(ws: Workspace) -> Contents | None:
     """What the workspace holds besides commits on its branch, or None when there is none."""
     known = _seen(_record(ws.vm, ws.key))
-    fields = guest.script(ws.vm, "workspace-inspect.sh", ws.key, ws.branch, *known)
+    fields = guest.script(ws.vm, "workspace-inspect.sh", ws.key, ws.branch, *known, user=ws.user)
     if fields == ["missing"]:
         return None
     with guest.understood():
@@ -264,28 +273,74 @@ def inspect(ws: Workspace) -> Contents | None:
         return Contents(fields[1], uncommitted, untracked, stashes, others)
 
 
+def unwalled(ws: Workspace) -> bool:
+    """Whether it is there without a wall; what was never pushed is not asked for."""
+    return not ws.user and _record(ws.vm, ws.key).exists() and inspect(ws) is not None
+
+
 def inventory(vm: str) -> list[Row]:
     """Every workspace in the VM, by folder."""
     known = [f"{key}={commit}" for key, commit in _held(vm)]
-    fields = guest.script(vm, "workspace-list.sh", *known)
+    rows = _rows(vm, known)
+    behind = [row for row in rows if row.user]
+    if behind:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(_AT_ONCE) as side_by_side:
+            told = side_by_side.map(lambda row: _behind_wall(vm, row, known), behind)
+            rows = [*(row for row in rows if not row.user), *told]
+    return sorted(rows, key=lambda row: row.folder)
+
+
+def _rows(vm: str, known: Sequence[str], user: str = "") -> list[Row]:
+    fields = guest.script(vm, "workspace-list.sh", *known, user=user)
     with guest.understood():
         seen = fields[0]
         if not re.fullmatch(r"[0-9]{1,12}\.[0-9]{6}", seen):
             raise ValueError(seen)
-        rows = [_row(fields[at : at + 9], seen) for at in range(1, len(fields), 9)]
-    return sorted(rows, key=lambda row: row.folder)
+        return [_row(fields[at : at + 9], seen) for at in range(1, len(fields), 9)]
+
+
+def _behind_wall(vm: str, row: Row, known: Sequence[str]) -> Row:
+    """What the workspace's own user says of it, and of no other; else it stays unknown.
+
+    One that was deleted inside has nothing to lose.
+    """
+    try:
+        rows = _rows(vm, known, row.user)
+    except AgentVMError:
+        return row
+    gone = replace(row, unfetched=0, uncommitted=0, untracked=0, stashes=0)
+    ours = [found for found in rows if found.folder == row.folder]
+    if ours and ours[0].key != row.key:
+        return row
+    return replace((*ours, gone)[0], seen=row.seen, user=row.user)
 
 
 def require_unchanged(vm: str, rows: Sequence[Row]) -> None:
     """Raise AgentVMError where something was written in a workspace since it was looked at."""
     if not rows:
         return
-    folders = [row.folder for row in rows]
-    if changed := guest.script(vm, "workspace-changed.sh", rows[0].seen, *folders, timeout=600):
+    changed = [
+        folder
+        for user, folders in by_user(rows).items()
+        for folder in guest.script(
+            vm, "workspace-changed.sh", rows[0].seen, *folders, user=user, timeout=600
+        )
+    ]
+    if changed:
         raise AgentVMError(
             f"nothing was deleted, as something writes in {', '.join(changed)}",
             "end what runs there, or add --force",
         )
+
+
+def by_user(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """The folders of workspaces, by the guest user who works in them."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(row.user, []).append(row.folder)
+    return found
 
 
 def _row(fields: list[str], seen: str) -> Row:
@@ -295,8 +350,9 @@ def _row(fields: list[str], seen: str) -> Row:
     )
     pairs = (line.split(" ", 1) for line in listed.split("\n") if line)
     others = tuple((name, int(number)) for number, name in pairs)
+    user = walls.named(key) if counts[0] == "walled" else ""
     return Row(
-        folder, key, repository, branch, unfetched, changed, untracked, stashes, others, seen
+        folder, key, repository, branch, unfetched, changed, untracked, stashes, others, seen, user
     )
 
 
@@ -355,9 +411,12 @@ def _holds(repo: Path, commit: str) -> bool:
     )
 
 
-def remove(vm: str, folders: list[str]) -> list[str]:
-    """Delete workspaces with all that is in them; the folders that are gone."""
-    return guest.script(vm, "workspace-remove.sh", *folders, timeout=600)
+def remove(vm: str, folders: list[str], user: str = "") -> list[str]:
+    """Delete workspaces of one guest user with all that is in them; the folders that are gone."""
+    gone = guest.script(vm, "workspace-remove.sh", *folders, user=user, timeout=600)
+    if user and gone:
+        walls.down(vm, user)
+    return gone
 
 
 def enter(
@@ -370,7 +429,8 @@ def enter(
     """
     what = ["line", command] if command is not None else ["argv", *argv] if argv else ["shell"]
     words = shlex.join([token, ws.key if ws else "", *what])
-    return guest.enter(vm, f"set -- {words}\n{data.script('workspace-enter.sh')}")
+    text = f"set -- {words}\n{data.script('workspace-enter.sh')}"
+    return guest.enter(vm, text, ws.user if ws else "")
 
 
 def git_inside(
@@ -383,7 +443,7 @@ def git_inside(
     """
     words = shlex.join(["", ws.key, "argv", "git", "--no-pager", *argv])
     remote = f"export GIT_OPTIONAL_LOCKS=0\nset -- {words}\n{data.script('workspace-enter.sh')}"
-    return guest.relay(ws.vm, remote, out, err)
+    return guest.relay(ws.vm, remote, out, err, ws.user)
 
 
 def require_files(top: Path, paths: Sequence[str]) -> None:

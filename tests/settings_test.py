@@ -501,6 +501,7 @@ def test_no_other_place_of_the_file_is_trusted(home: Path, repo: Path, folder: s
         ("mount", 'path = "~/x"', 'path = "~/x"', 'path = "~/y"'),
         ("mount", "enabled = false", "enabled = false", "enabled = true"),
         ("workspace", "keep_days = 99", "keep_days = 99", "keep_days = 14"),
+        ("workspace", "walls = true", "walls = true", "walls = false"),
     ],
 )
 def test_what_loosens_is_more_than_the_user_has(

@@ -68,7 +68,7 @@ ALL = {
     "env": 'pass = ["GH_TOKEN"]\nset = {A = "b"}',
     "secrets": 'files = {x = "~/x"}',
     "mount": 'enabled = true\npath = "~/m"',
-    "workspace": 'include = [".env"]\nkeep_days = 3',
+    "workspace": 'include = [".env"]\nkeep_days = 3\nwalls = false',
 }
 
 
@@ -76,7 +76,7 @@ def test_every_key_that_loosens_can_be_approved(home: Path, repository: Path) ->
     (repository / "vm.sh").touch()
     mine = home / ".config/agent-vm/config.toml"
     mine.parent.mkdir(parents=True)
-    mine.write_text("[mount]\nenabled = false\n")
+    mine.write_text("[mount]\nenabled = false\n[workspace]\nwalls = true\n")
     write(repository, "\n".join(f"[{table}]\n{text}" for table, text in ALL.items()))
     assert all(key in refused(repository) for key in settings.LOOSENING)
     approve(repository)

@@ -73,6 +73,8 @@ def connect(c: Context, branch: str | None = None, command: str | None = None) -
     if running(chosen, c):
         for line in (*given.warnings, *vm.catch_up(chosen, say, c)):
             warn(line)
+    if ws and chosen.workspace.walls and workspaces.unwalled(ws):
+        warn(f"{ws.folder} has no wall, as it was made before: fetch, clean and connect again")
     status = _enter(chosen, ws, given, command, argv)
     if status:
         raise Exit(code=status)
@@ -235,7 +237,7 @@ def _supply(
 ) -> bool:
     """Bring what the VM lacks by this status of `workspaces.enter`; False when it lacks nothing."""
     if status == secrets.STALE:
-        return secrets.push(chosen.vm.name, given)
+        return secrets.push(chosen.vm.name, given, ws.user if ws else "")
     if status != workspaces.NOT_THERE or not ws or workspaces.inspect(ws) is not None:
         return False
     folder = _push(chosen, ws)
@@ -255,7 +257,7 @@ def _input_waits() -> bool:
 
 def _push(chosen: configuration.Settings, ws: Workspace) -> str:
     """Push; the folder of a workspace that was made for it."""
-    update = sync.push(ws, say, chosen.workspace.include)
+    update = sync.push(ws, say, chosen.workspace.include, walled=chosen.workspace.walls)
     advice = _AFTER_PUSH.get(update.outcome, "the workspace gave a strange answer")
     if advice:
         detail = ", ".join(filter(None, update.detail.split("\n")))
@@ -273,7 +275,11 @@ def _remove(chosen: configuration.Settings, rows: list[workspaces.Row], *, force
     kept = undo.keep(name, rows, weights, days, say)
     if not force:
         workspaces.require_unchanged(name, rows)
-    gone = workspaces.remove(name, [row.folder for row in rows]) if rows else []
+    gone = [
+        folder
+        for user, folders in workspaces.by_user(rows).items()
+        for folder in workspaces.remove(name, folders, user)
+    ]
     back = "; `agent-vm undo` lists what can be brought back" if kept else ""
     print(f"Deleted {len(gone)} workspace{'' if len(gone) == 1 else 's'}{back}.")
 

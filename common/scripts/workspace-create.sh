@@ -11,6 +11,10 @@ mkdir -p "$index" "$HOME/workspace"
 exec 9> "$HOME/.agent-vm/lock"
 flock 9
 
+if [ -e "$HOME/.agent-vm/walled/ws-${key:0:12}" ]; then
+    printf 'walled\0\0'
+    exit 0
+fi
 if [ -d "$index/$key" ]; then
     folder=$(readlink "$index/$key")
     if ! git --git-dir="$index/$key/.git" rev-parse 2> /dev/null; then

@@ -50,10 +50,20 @@ elsewhere() {
         [[ $head == 'ref: '* ]] || echo HEAD
     )
 }
+declare -A walled # by folder, the key: git is run there by their own users only
+for record in "$HOME"/.agent-vm/walled/ws-*; do
+    { read -r key; read -r folder; } < "$record"
+    walled[$folder]=$key
+done
 paths=("$HOME"/workspace/*/)
 rows=()
 for path in "${paths[@]}"; do
-    exec {row}< <(row "$path")
+    folder=${path%/} folder=${folder##*/}
+    if [ -n "${walled[$folder]-}" ]; then
+        exec {row}< <(printf '%s\0' "$folder" "${walled[$folder]}" '' '' walled '?' '?' '?' '')
+    else
+        exec {row}< <(row "$path")
+    fi
     rows+=("$row")
 done
 # Printed by one process: rows that are written at once could mix where a name has a line break.

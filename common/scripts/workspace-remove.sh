@@ -17,7 +17,9 @@ for folder in "${folders[@]}"; do
     path=$HOME/workspace/$folder
     key=$(head -n 1 "$path/.git/agent-vm" 2> /dev/null || true)
     chmod -R u+w -- "$path" 2> /dev/null || true
-    rm -rf --one-file-system -- "$path" 2> /dev/null || sudo rm -rf --one-file-system -- "$path"
+    rm -rf --one-file-system -- "$path" 2> /dev/null ||
+        sudo -n rm -rf --one-file-system -- "$path" 2> /dev/null ||
+        unshare --map-root-user --map-auto rm -rf --one-file-system -- "$path"
     case $key in *[!0-9a-f]* | '') ;; *) rm -f -- "$HOME/.agent-vm/workspaces/$key" ;; esac
     printf '%s\0' "$folder"
 done

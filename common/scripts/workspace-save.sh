@@ -18,8 +18,10 @@ for what in "$@"; do
     [ "$what" != ignored ] || options=(--ignored)
     git ls-files -z --others --exclude-standard --directory "${options[@]}"
 done | tr '\0' '\n' | sed 's|^|./|; s|/$||' > "$left"
-as_root=()
-! sudo -n true 2> /dev/null || as_root=(sudo -n)
+as_root=(sudo -n)
+# Behind a wall: what containers of that user leave.
+"${as_root[@]}" true 2> /dev/null || as_root=(unshare --map-root-user --map-auto)
+"${as_root[@]}" true 2> /dev/null || as_root=()
 # 1: a file changed while it was read, which an agent at work may do.
 "${as_root[@]}" tar --create --file=- --sparse --one-file-system --no-wildcards --anchored --exclude-from="$left" . ||
     [ $? = 1 ]

@@ -57,6 +57,8 @@ for folder in "$@"; do
     if cd -P "$HOME/workspace/$folder" 2> /dev/null && [ -e .git ] && weigh && weigh --ignored &&
         unseen; then
         printf '%s\0' "${found[@]}"
+    elif [ ! -e "$HOME/workspace/$folder" ] && [ ! -L "$HOME/workspace/$folder" ]; then
+        printf '0\0000\0000\0000\0000\0000\0' # deleted inside
     else
         printf '?\0?\0?\0?\0?\0?\0'
     fi

@@ -73,6 +73,18 @@ def test_connect_warns_of_what_could_not_be_installed_and_goes_in(
     assert "warning: provisioning failed in stage script-1\n" in said.err
 
 
+def test_connect_warns_of_a_workspace_that_has_not_the_wall_asked_for(
+    vm: Guest, repository: Path, agent_vm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent_vm("connect", "fix", "--", "true")
+    assert "wall" not in agent_vm("connect", "fix", "--", "true").err
+    (repository / "agent-vm.toml").write_text("[workspace]\nwalls = true\n")
+    monkeypatch.setattr(life, "catch_up", lambda *_: [])
+    said = agent_vm("connect", "fix", "--", "true")
+    assert said.status == 0
+    assert "warning: app-fix has no wall, as it was made before" in said.err
+
+
 def test_connect_creates_the_vm_as_well(
     limactl: Limactl, repository: Path, agent_vm: Command
 ) -> None:

@@ -87,7 +87,7 @@ class User:
 
 ORDER = (
     "main_job", "guest_work", "terminal", "provision", "network", "allowlist", "secrets", "nested",
-    "sync", "audit", "safety", "mount", "limits", "faults", "kept_disk",
+    "sync", "audit", "safety", "mount", "walls", "limits", "faults", "kept_disk",
 )  # fmt: skip
 """The files share one VM: the first sees it made, the last destroys it."""
 
