@@ -29,7 +29,9 @@ from agent_vm_tasks import (
 from agent_vm_tasks import guest as ssh_guest
 from agent_vm_tasks import home as home_files
 from agent_vm_tasks import settings as configuration
+from agent_vm_tasks.audit_scene import Scene
 from agent_vm_tasks.errors import AgentVMError
+from agent_vm_tasks.intact import NotTriedError
 from agent_vm_tasks.settings import Settings
 
 from .clones import commit_inside, fetch, new_commit, workspace
@@ -392,7 +394,7 @@ def test_no_file_of_a_stage_takes_the_place_of_its_script(home: Path) -> None:
 
 
 def test_the_audit_tells_what_gets_through(users: Path, walled: Workspace) -> None:
-    scene = audit.Scene(Settings(), users, "", 0, {})
+    scene = Scene(Settings(), users, "", 0, {})
     (attack,) = (each for each in audit.ATTACKS if each.promise == "walls")
     said = f"printf '%s\\0' sudo '{'x' * 500}'"
     script(users / walls.named(walled.key), "hostile", said)
@@ -402,7 +404,7 @@ def test_the_audit_tells_what_gets_through(users: Path, walled: Workspace) -> No
 
 
 def test_the_audit_tries_no_walls_where_there_are_none(home: Path) -> None:
-    scene = audit.Scene(Settings(), home, "", 0, {})
+    scene = Scene(Settings(), home, "", 0, {})
     (attack,) = (each for each in audit.ATTACKS if each.promise == "walls")
-    with pytest.raises(audit.NotTriedError, match="no workspace has walls"):
+    with pytest.raises(NotTriedError, match="no workspace has walls"):
         attack.make(scene)
