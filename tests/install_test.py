@@ -152,7 +152,7 @@ def old_passt(machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     source = "passt_0.0~git20260728.f8df3f1.orig.tar.xz"
     apt = f"""case $* in
         *indextargets*) echo "Debian|trixie|http://mirror.example/debian|/d.list:1";;
-        *source*) mkdir src; touch src/Makefile; tar -cf {source} src;;
+        *--tar-only*) mkdir src; touch src/Makefile; tar -cf {source} src;;
         esac"""
     script(machine, "apt-get", apt)
     return machine
