@@ -585,7 +585,7 @@ def test_the_defaults_that_the_own_file_shows_are_true(home: Path, repo: Path) -
     write_user(home, shown)
     found = settings.load(repo)
     commented = [path for path, source in found.sources.items() if source != "default"]
-    assert len(commented) == 19
+    assert len(commented) == 20
     assert settings.plain(found) == settings.plain(settings.Settings())
 
 
