@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def connection(c: Context) -> Iterator[Connection]:
     chosen = settings.load()
-    given = secrets.collect(chosen)
-    for line in given.warnings:
-        warn(line)
     if vm.ready(chosen.vm.name):
+        given = secrets.collect(chosen)
+        warnings = [*given.warnings, *vm.look_after(chosen, say)]
         secrets.push(chosen.vm.name, given)
     else:
-        vm.start(chosen, say, c)
+        warnings = [*vm.start(chosen, say, c).warnings]
+    for line in warnings:
+        warn(line)
     with guest.connection(chosen.vm.name, c) as made:
         yield made
 

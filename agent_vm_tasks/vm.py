@@ -94,10 +94,17 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
         instance = _reached(settings, instance, say)
         warnings += _install(settings, instance, say, c)
         secrets.push(name, given)
-    network.refuse_looser(settings)
-    warnings += [*ensure_way_out(settings, say), *ensure_mounted(settings)]
-    warnings += intact.warnings(settings, instance)
+    warnings += [*look_after(settings, say), *intact.warnings(settings, instance)]
     return Started(found is None, tuple(warnings))
+
+
+def look_after(settings: Settings, say: Say) -> list[str]:
+    """See to a running VM before somebody goes in: its network, its way out, the mount; warnings.
+
+    Raises AgentVMError where it may reach more than is asked for.
+    """
+    network.refuse_looser(settings)
+    return [*ensure_way_out(settings, say), *ensure_mounted(settings)]
 
 
 def ready(name: str) -> bool:

@@ -8,10 +8,10 @@ import pytest
 from invoke.context import Context
 from invoke.exceptions import UnexpectedExit
 
-from agent_vm_tasks import composition
+from agent_vm_tasks import composition, network
 from agent_vm_tasks.errors import AgentVMError, UsageError
 
-from .conftest import commit, git
+from .conftest import VM, commit, git
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,6 +68,18 @@ def test_a_bad_branch_and_a_folder_without_repository(guest: Guest, home: Path) 
         pass
     git(home, "init", "--quiet")
     with pytest.raises(UsageError), composition.workspace(Context(), "--force"):
+        pass
+
+
+def test_a_vm_that_may_reach_more_than_is_asked_for_is_not_entered(
+    guest: Guest, repository: Path
+) -> None:
+    (repository / "agent-vm.toml").write_text('[network]\nmode = "offline"\n')
+    network.note(VM, "open")
+    with (
+        pytest.raises(AgentVMError, match="is open, but offline is asked for"),
+        composition.connection(Context()),
+    ):
         pass
 
 

@@ -13,7 +13,7 @@ from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from agent_vm_tasks import guest, network, secrets, sync, undo, vm, workspaces
+from agent_vm_tasks import guest, secrets, sync, undo, vm, workspaces
 from agent_vm_tasks import mount as sshfs
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks.console import escaped, reset, say, warn
@@ -193,10 +193,7 @@ def _workspace(
 def running(chosen: configuration.Settings, c: Context) -> bool:
     """Start what is missing; with the VM warm (then True), only the mount is looked at."""
     ready = vm.ready(chosen.vm.name)
-    if ready:
-        network.refuse_looser(chosen)
-        warnings = [*vm.ensure_way_out(chosen, say), *vm.ensure_mounted(chosen)]
-    for line in warnings if ready else vm.start(chosen, say, c).warnings:
+    for line in vm.look_after(chosen, say) if ready else vm.start(chosen, say, c).warnings:
         warn(line)
     return ready
 
