@@ -88,7 +88,12 @@ def sealed(name: str) -> Path:
 
 
 def commands(name: str, instance: Instance) -> Iterator[tuple[int, bytes]]:
-    """The processes of this machine that work for the VM, with their command lines."""
+    """The processes of this machine that work for the VM, with their command lines.
+
+    Raises NotTriedError where they cannot be seen.
+    """
+    if host.is_macos():
+        raise NotTriedError("macOS shows no processes in /proc")
     marks = (f"{instance.dir}/".encode(), str(guest.config(name)).encode())
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has ended
@@ -119,7 +124,7 @@ def _configuration(_: Settings, instance: Instance) -> str:
         return error.message
     if not sealed(instance.name).exists():
         raise NotTriedError("an older agent-vm made the VM, and did not note from what")
-    if sealed(instance.name).read_text("utf-8").strip() != _digest(instance):
+    if sealed(instance.name).read_text("utf-8", "replace").strip() != _digest(instance):
         return f"{instance.dir}/lima.yaml was changed"
     return ""
 

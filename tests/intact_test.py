@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_vm_tasks import guest as ssh_guest
-from agent_vm_tasks import intact, mount, network, state, vm
+from agent_vm_tasks import host, intact, mount, network, state, vm
 
 from .conftest import VM, bare_mount, free_port, wait_until
 
@@ -59,6 +59,14 @@ def test_mounts_of_limas_own_are_seen(started: Settings) -> None:
     mixed = replace(found, config={**found.config, "mounts": [{"location": "~"}]})
     told = "Lima would run agent-vm with other mounts than asked for"
     assert told in intact.warnings(started, mixed)[0]
+
+
+def test_ports_that_cannot_be_seen_do_not_count_as_held(
+    started: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "is_macos", lambda: True)
+    found = look(started, "ports")
+    assert (found.held, found.detail) == (None, "macOS shows no processes in /proc")
 
 
 def test_a_vm_of_an_older_version_is_not_called_unchanged(started: Settings) -> None:
