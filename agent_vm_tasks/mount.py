@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import guest, host, process, sftp_watch, state
+from . import guest, host, process, state
 from .errors import AgentVMError
 from .settings import in_mount
 
@@ -135,6 +135,8 @@ def _watched(name: str) -> dict[str, str]:
 
     sshfs splits that option at each space, and a path may have one.
     """
+    from . import sftp_watch
+
     note = state.folder(name) / "mount.silent"
     note.unlink(missing_ok=True)
     watch = shlex.join([sys.executable, "-I", "-S", sftp_watch.__file__, str(note), "ssh"])

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import host, proxy, settings, state, toml_file
+from . import host, settings, state, toml_file
 from .errors import AgentVMError
 from .settings import NETWORKS
 
@@ -64,13 +64,16 @@ def plan(chosen: Settings, instance: Instance) -> Plan:
 
 
 def _allowlist(chosen: Settings, instance: Instance) -> Plan:
-    from . import render
+    from . import proxy, render
 
-    knows = render.PROXY_NOTE in str(instance.config.get("provision"))
-    older = "" if knows else _OLDER
-    lack = _MACOS if not host.uses_qemu(chosen.vm.vm_type) else proxy.lacks() or older
+    lack, hint = "", "use another mode"
+    if not host.uses_qemu(chosen.vm.vm_type):
+        lack = _MACOS
+    elif missing := proxy.lacks():
+        lack, hint = missing, "`agent-vm setup` installs it"
+    elif render.PROXY_NOTE not in str(instance.config.get("provision")):
+        lack = _OLDER
     if lack:
-        hint = "`agent-vm setup` installs it" if lack == proxy.lacks() else "use another mode"
         raise AgentVMError(f"the network cannot be allowlist: {lack}", hint)
     return Plan("allowlist")
 
@@ -93,8 +96,11 @@ def _lacks_resolver(instance: Instance) -> str:
 
 
 def qemu(instance: Instance, mode: str) -> Path:
-    """Write the program that Lima takes for QEMU; its path. The account that runs it reads it."""
-    from . import render
+    """Write the program that Lima takes for QEMU; its path. The account that runs it reads it.
+
+    Raises AgentVMError.
+    """
+    from . import proxy, render
 
     program = f"qemu-system-{host.arch()}"
     real = shutil.which(program)

@@ -11,12 +11,10 @@ from . import (
     creation,
     guest,
     host,
-    intact,
     lima,
     mount,
     network,
     process,
-    proxy,
     secrets,
     state,
     walls,
@@ -79,6 +77,8 @@ def start(settings: Settings, say: Say, c: Context | None = None) -> Started:
 
     Safe to repeat: what is done already is skipped, what failed is resumed. Raises AgentVMError.
     """
+    from . import intact
+
     name = settings.vm.name
     given = secrets.collect(settings)
     host.require_lima()
@@ -262,6 +262,8 @@ def destroy(settings: Settings, say: Say) -> bool:
 
 def forget(name: str) -> None:
     """Remove what is kept here of a VM that is no more, but what was kept of its workspaces."""
+    from . import intact
+
     guest.disconnect(name)
     for file in (_ready_mark(name), _unused_mark(name), guest.config(name), guest.known_hosts(name),
                  secrets.key_file(name), network.noted(name), intact.sealed(name)):  # fmt: skip
@@ -288,6 +290,8 @@ def heal(found: Instance, say: Say) -> Instance | None:
 
 def _let_go(settings: Settings, say: Say) -> None:
     """Give up the mount and the connection; a mount that cannot be had keeps no VM running."""
+    from . import proxy
+
     try:
         mount.unmount(settings, force=True)
     except AgentVMError as error:
@@ -297,6 +301,8 @@ def _let_go(settings: Settings, say: Say) -> None:
 
 
 def _created(settings: Settings, say: Say) -> Instance:
+    from . import intact
+
     walls.forget(settings.vm.name)  # of one that was deleted without agent-vm
     made = creation.create(settings, say)
     intact.seal(made)
@@ -318,6 +324,8 @@ def _keep(instance: Instance, say: Say) -> list[str]:
 
 
 def _boot(settings: Settings, instance: Instance, say: Say) -> Instance:
+    from . import proxy
+
     arguments, slow = _acceleration(settings)
     planned = network.plan(settings, instance)
     for line in filter(None, (slow, planned.warning)):
@@ -508,6 +516,8 @@ def ensure_way_out(settings: Settings, say: Say) -> list[str]:
     """Where the VM has a proxy only, have it run by the list of now; trouble is only told."""
     if network.in_force(settings.vm.name) != "allowlist":
         return []
+    from . import proxy
+
     try:
         proxy.keep(settings, say)
     except AgentVMError as error:

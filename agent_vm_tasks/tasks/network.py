@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.tasks import task
 
-from agent_vm_tasks import console, proxy, vm
+from agent_vm_tasks import console, vm
 from agent_vm_tasks import network as net
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks.errors import UsageError
 
 from ._edge import guarded
+
+if TYPE_CHECKING:
+    from agent_vm_tasks.proxy import Decision
 
 MEANS = {
     "offline": "nothing but agent-vm's own connection",
@@ -63,6 +67,8 @@ def network_log(_context: Context, learn: bool = False, json: bool = False) -> N
 
     Example: network-log --learn
     """
+    from agent_vm_tasks import proxy
+
     chosen = configuration.load()
     if not vm.made_here(chosen.vm.name):
         vm.require_exists(chosen.vm.name)
@@ -77,13 +83,13 @@ def network_log(_context: Context, learn: bool = False, json: bool = False) -> N
         print("Nothing was asked of the proxy (network mode allowlist).")
 
 
-def _row(each: proxy.Decision) -> tuple[object, ...]:
+def _row(each: Decision) -> tuple[object, ...]:
     when = datetime.fromtimestamp(each.time).astimezone().isoformat(" ", "seconds")
     outcome = f"refused: {each.refused}" if each.refused else f"allowed: {each.status}"
     return when, outcome, f"{each.host}:{each.port}", each.method, _program(each)
 
 
-def _lesson(entries: dict[str, list[proxy.Decision]]) -> str:
+def _lesson(entries: dict[str, list[Decision]]) -> str:
     """What to paste; the guest chose the names, and only what a setting may hold is in them."""
     if not entries:
         return "# Nothing was refused that network.allow could let through."
@@ -95,5 +101,5 @@ def _lesson(entries: dict[str, list[proxy.Decision]]) -> str:
     return "\n".join([*head, *lines, "]"])
 
 
-def _program(each: proxy.Decision) -> str:
+def _program(each: Decision) -> str:
     return console.one_line(each.program[:40]) or "-"
