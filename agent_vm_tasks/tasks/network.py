@@ -12,6 +12,7 @@ from agent_vm_tasks import console, vm
 from agent_vm_tasks import network as net
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks.errors import UsageError
+from agent_vm_tasks.workspaces import many
 
 from ._edge import guarded
 
@@ -94,7 +95,7 @@ def _lesson(entries: dict[str, list[Decision]]) -> str:
     if not entries:
         return "# Nothing was refused that network.allow could let through."
     lines = [
-        f'    "{entry}",  # {len(made)} times, last by {_program(made[-1])}'
+        f'    "{entry}",  # {many(len(made), "time")}, last by {_program(made[-1])}'
         for entry, made in entries.items()
     ]
     head = ["# Look at each: the VM can send to it what it knows.", "[network]", "allow = ["]

@@ -63,7 +63,7 @@ def test_what_was_refused_is_learned_as_toml_that_counts(
     log.write_text(LINES)
     said = agent_vm("network-log", "--learn").out
     assert tomllib.loads(said) == {"network": {"allow": ["x.org", "x.org:8443"]}}
-    assert '"x.org:8443",  # 1 times, last by npm x' in said
+    assert '"x.org:8443",  # 1 time, last by npm x' in said
     with (home / ".config/agent-vm/config.toml").open("a") as file:
         file.write(said)
     assert agent_vm("network-log", "--learn").out.startswith("# Nothing was refused that")

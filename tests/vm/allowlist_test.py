@@ -234,7 +234,7 @@ def test_what_was_tried_is_told_and_a_change_is_in_force_at_once(listed: User) -
     log = json.loads(listed.agent_vm("network-log", "--json"))
     assert ("late.org", 80, "unlisted") in {(x["host"], x["port"], x["refused"]) for x in log}
     lesson = listed.agent_vm("network-log", "--learn")
-    assert '"late.org",  # 1 times, last by curl/' in lesson
+    assert '"late.org",  # 1 time, last by curl/' in lesson
     config = listed.home / ".config/agent-vm/config.toml"
     config.write_text(config.read_text().replace('".good.org"', '".good.org", "late.org"'))
     assert "X-Agent-VM: this host" not in inside(listed, "curl -sv http://late.org/ 2>&1")
