@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import git, guest, intact, mount, process, sync, vm, workspaces
+from . import git, guest, host, intact, mount, process, sync, vm, workspaces
 from .errors import AgentVMError
 from .intact import NotTriedError
 
@@ -88,23 +88,16 @@ class Scene:
 
 @contextlib.contextmanager
 def laid_out(settings: Settings) -> Iterator[Scene]:
-    """Lay out the canaries, here and in the guest, and take them away again."""
+    """Lay out the canaries, here and in the guest, and take them away again.
+
+    Raises AgentVMError.
+    """
     canary, name = random.token_hex(16), settings.vm.name
     with tempfile.TemporaryDirectory(prefix="agent-vm-audit-") as made, _service(canary) as service:
-        folder, listening = Path(made).resolve(), _free_port()
-        (folder / "canary").write_text(canary)
-        trap = folder / "trap"
-        trap.write_text(f"#!/bin/sh\ntouch '{folder}/ran'\n")
-        trap.chmod(0o755)
+        folder, listening = Path(made).resolve(), host.free_port()
+        file, trap = _traps(folder, canary)
         ws = _throw_away(folder / "repository", name)
-        argv = [
-            canary,
-            str(folder / "canary"),
-            str(trap),
-            str(service.port),
-            str(listening),
-            ws.key,
-        ]
+        argv = map(str, (canary, file, trap, service.port, listening, ws.key))
         said = guest.feed(name, "audit.sh", b"\n".join(marks(settings)), *argv)
         try:
             fields = _fields(said.split("\0")[:-1])
@@ -112,6 +105,15 @@ def laid_out(settings: Settings) -> Iterator[Scene]:
         finally:
             guest.feed(name, "audit-end.sh", b"", ws.key)
             workspaces.forget(ws)
+
+
+def _traps(folder: Path, canary: str) -> tuple[Path, Path]:
+    """A file that nobody may read from the guest, and a program that tells when it was run."""
+    file, trap = folder / "canary", folder / "trap"
+    file.write_text(canary)
+    trap.write_text(f"#!/bin/sh\ntouch '{folder}/ran'\n")
+    trap.chmod(0o755)
+    return file, trap
 
 
 def _fields(said: list[str]) -> dict[str, str]:
@@ -163,12 +165,6 @@ def _serve(server: socket.socket, canary: bytes) -> None:
             caller, _ = server.accept()
             with caller:
                 caller.sendall(canary)
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def _throw_away(top: Path, name: str) -> Workspace:

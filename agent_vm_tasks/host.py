@@ -28,6 +28,8 @@ QEMU_WITH_PASST = (7, 2, 0)
 PASST_MINIMUM = 20260728
 """The day of the oldest passt that a VM was seen to work with: that of 2023-03-09 (Debian 12) stops
 to pass on what comes in, that of 2025-05-03 (Debian 13) crashes while the guest boots."""
+PROXY = ("squid", "socat")
+"""The programs of network.mode allowlist."""
 DISK_WANTED = 10
 """GiB that should be free where the VM's disk lies."""
 PATIENCE = 9.0
@@ -100,6 +102,12 @@ def memory() -> int:
 def which(program: str) -> str | None:
     """Find the full path of a program, also where only root's PATH leads."""
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:{_SYSTEM_FOLDERS}")
+
+
+def lacks(*programs: str) -> str:
+    """Tell which of the programs are not here; nothing when all are."""
+    missing = [program for program in programs if not which(program)]
+    return f"not installed: {', '.join(missing)}" if missing else ""
 
 
 def service_user() -> str | None:
@@ -250,6 +258,15 @@ def kvm_device_trouble() -> str:
     return f"{device} may not be opened by {user or 'this account'}"
 
 
+def free_port() -> int:
+    """A TCP port of the loopback at which nobody listens now."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def require_free(ports: Iterable[int]) -> None:
     """Raise AgentVMError where a program listens at one of these ports of the loopback."""
     import socket
@@ -343,28 +360,27 @@ def _passt() -> Check:
     detail = "not installed" if not day else f"of {day}" if day > 1 else "of unknown age"
     if usable := day >= PASST_MINIMUM:
         return Check("passt", usable, required=False, detail=detail)
-    fix = "run `agent-vm setup`; without a newer one the VM reaches services of this machine"
+    fix = f"{_SETUP}; without a newer one the VM reaches services of this machine"
     return Check("passt", usable, required=False, detail=detail, fix=fix)
 
 
 def _proxy() -> Check:
-    missing = [name for name in ("squid", "socat") if not which(name)]
-    detail = f"not installed: {', '.join(missing)}" if missing else "squid and socat"
-    fix = f"{_SETUP}; needed only for network.mode allowlist" if missing else ""
-    return Check("proxy", not missing, required=False, detail=detail, fix=fix)
+    lack = lacks(*PROXY)
+    fix = f"{_SETUP}; needed only for network.mode allowlist" if lack else ""
+    return Check("proxy", not lack, required=False, detail=lack or " and ".join(PROXY), fix=fix)
 
 
 def _image_builder() -> Check:
-    missing = [name for name in ("mmdebstrap", "mke2fs") if not which(name)]
-    detail = f"not installed: {', '.join(missing)}" if missing else "mmdebstrap and mke2fs"
-    fix = f"{_SETUP}; needed only where Debian's cloud images cannot be had" if missing else ""
-    return Check("image builder", not missing, required=False, detail=detail, fix=fix)
+    lack = lacks("mmdebstrap", "mke2fs")
+    fix = f"{_SETUP}; needed only where Debian's cloud images cannot be had" if lack else ""
+    detail = lack or "mmdebstrap and mke2fs"
+    return Check("image builder", not lack, required=False, detail=detail, fix=fix)
 
 
 def _ssh() -> Check:
-    missing = [name for name in ("ssh", "ssh-keygen") if not which(name)]
-    detail = f"not installed: {', '.join(missing)}" if missing else which("ssh") or ""
-    return Check("ssh", not missing, required=True, detail=detail, fix=_SETUP if missing else "")
+    lack = lacks("ssh", "ssh-keygen")
+    detail = lack or which("ssh") or ""
+    return Check("ssh", not lack, required=True, detail=detail, fix=_SETUP if lack else "")
 
 
 def _git() -> Check:

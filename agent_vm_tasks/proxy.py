@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import ipaddress
 import os
 import re
 import shlex
+import shutil
 import signal
-import socket
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from . import data, host, lima, process, state
+from . import data, host, lima, process, settings, state
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ PRIVATE = (
 
 The rest of ::/3, but for the IPv4 addresses that squid keeps there, comes from `_low`.
 """
-_SPECIAL = ("localhost", "local", "internal", "home.arpa", "test", "invalid", "example", "onion")
+_SPECIAL = (".localhost", ".local", ".internal", ".home.arpa", ".test", ".invalid", ".example",
+            ".onion")  # fmt: skip
 """Names of no public host (RFC 6761 and 6762, ICANN's .internal)."""
 
 
@@ -85,7 +87,7 @@ def keep(chosen: Settings, say: Say) -> None:
         return
     with state.lock(chosen.vm.name, say, "proxy.lock"):
         running = _pid(folder)
-        port = (running and _port(folder)) or _port_to_use(folder)
+        port = _port(folder) or host.free_port()  # a running VM's QEMU knows the old one
         _write(folder, chosen, port, rules)
         if running:
             os.kill(running, signal.SIGHUP)
@@ -106,13 +108,12 @@ def end(name: str) -> None:
 def command(name: str) -> str:
     """What QEMU runs for each of the guest's connections."""
     port = _port(_folder(name))
-    return f"{_program('socat')} -t 5 STDIO TCP:127.0.0.1:{port}"
+    return f"{shlex.quote(_program('socat'))} -t 5 STDIO TCP:127.0.0.1:{port}"
 
 
 def lacks() -> str:
     """Which of the programs this host lacks."""
-    missing = [program for program in ("squid", "socat") if not host.which(program)]
-    return f"not installed: {', '.join(missing)}" if missing else ""
+    return host.lacks(*host.PROXY)
 
 
 def decisions(name: str) -> list[Decision]:
@@ -134,15 +135,11 @@ def learned(found: Iterable[Decision], chosen: Settings) -> dict[str, list[Decis
 
     None for what can be no public host.
     """
-    from . import settings
-
     listed, entries = patterns(allowed(chosen)), dict[str, list[Decision]]()
     for each in found:
         known = any(re.search(one, each.host) for one in listed.get(each.port, ()))
         entry = each.host if each.port in PORTS else f"{each.host}:{each.port}"
-        usable = re.fullmatch(settings.ALLOWED, entry) and not each.host.endswith(
-            tuple(f".{name}" for name in _SPECIAL)
-        )
+        usable = re.fullmatch(settings.ALLOWED, entry) and not each.host.endswith(_SPECIAL)
         if each.refused == "unlisted" and usable and not known:
             entries.setdefault(entry, []).append(each)
     return entries
@@ -164,8 +161,8 @@ def patterns(entries: Iterable[str]) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
     for entry in entries:
         name, _, port = entry.partition(":")
-        form = {"*": "^.+", ".": r"^(.+\.)?"}.get(name[0], "^")
-        pattern = f"{form}{re.escape(name.lstrip('*' if form == '^.+' else '.'))}$"
+        form = {"*": r"^.+\.", ".": r"^(.+\.)?"}.get(name[0], "^")
+        pattern = f"{form}{re.escape(name.lstrip('*.'))}$"
         for each in (int(port),) if port else PORTS:
             found.setdefault(each, []).append(pattern)
     return found
@@ -190,16 +187,12 @@ def configuration(*, name: str, folder: Path, port: int, rules: str, allow: Iter
 
 def _low() -> list[str]:
     """::/3 but for ::ffff:0:0/96, as which squid keeps IPv4 addresses."""
-    import ipaddress
-
     low, mapped = ipaddress.IPv6Network("::/3"), ipaddress.IPv6Network("::ffff:0:0/96")
     return [str(network) for network in low.address_exclude(mapped)]
 
 
 def _own() -> list[str]:
-    """The addresses of this machine, public ones included."""
-    import ipaddress
-
+    """The addresses of this machine, public ones included; raises AgentVMError."""
     try:
         table = Path("/proc/net/fib_trie").read_text("ascii")
     except OSError as error:
@@ -224,8 +217,6 @@ def _write(folder: Path, chosen: Settings, port: int, rules: str) -> None:
     for place in (folder, folder / "run"):
         place.mkdir(mode=0o755, parents=True, exist_ok=True)
         if user:
-            import shutil
-
             shutil.chown(place, user, user)
     texts = configuration(name=chosen.vm.name, folder=folder, port=port, rules=rules,
                           allow=allowed(chosen), own=_own())  # fmt: skip
@@ -246,6 +237,7 @@ def _start(folder: Path, port: int) -> None:
 
 
 def _await(folder: Path, port: int, rules: str) -> None:
+    """Wait until it decides by these rules; raises AgentVMError, and ends it, when it is late."""
     limit = time.monotonic() + PATIENCE
     while _told(port) != rules:
         if time.monotonic() > limit:
@@ -316,15 +308,6 @@ def _port(folder: Path) -> int:
         return 0
 
 
-def _port_to_use(folder: Path) -> int:
-    """The port that a running VM's QEMU knows, else a free one."""
-    if known := _port(folder):
-        return known
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def _kept(folder: Path) -> str:
     try:
         return (folder / "rules").read_text("ascii")
@@ -333,7 +316,8 @@ def _kept(folder: Path) -> str:
 
 
 def _program(name: str) -> str:
+    """Find the full path; raises AgentVMError."""
     found = host.which(name)
     if not found:
         raise AgentVMError(f"{name} is not installed", "run `agent-vm setup`")
-    return shlex.quote(found) if " " in found else found
+    return found
