@@ -93,7 +93,7 @@ def _git(scene: Scene) -> str:
     done = process.run(argv, check=False, timeout=10)
     if (scene.folder / "ran").exists():
         return "git here ran a program that the VM had named"
-    return "" if not done.ok else "git here works in the mount"
+    return "git here works in the mount" if done.ok else ""
 
 
 def _links(scene: Scene) -> str:

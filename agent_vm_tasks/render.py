@@ -90,12 +90,9 @@ def qemu(*, mode: str, qemu: str, passt: str, folder: Path, proxy: str = "") -> 
 
     `proxy`: the command that joins a connection of the guest to its only way out.
     """
-    return (
-        environment()
-        .get_template("qemu.sh.j2")
-        .render(mode=mode, qemu=qemu, passt=passt, folder=folder, resolver=RESOLVER, proxy=proxy,
-                inside=INSIDE, proxy_note=PROXY_NOTE)
-    )  # fmt: skip
+    template = environment().get_template("qemu.sh.j2")
+    return template.render(mode=mode, qemu=qemu, passt=passt, folder=folder, resolver=RESOLVER,
+                           proxy=proxy, inside=INSIDE, proxy_note=PROXY_NOTE)  # fmt: skip
 
 
 def resolver(settings: Settings) -> str:
