@@ -14,17 +14,19 @@ import socket
 import time
 import unicodedata
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import audit_scene, creation, golden, guest, intact, lima, mount, network, process, vm, walls
 from .errors import AgentVMError, UsageError
-from .intact import Finding, NotTriedError
+from .intact import NotTriedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .audit_scene import Scene, Told
+    from .intact import Finding
     from .settings import Settings
 
 LARGEST_SAID = 2**26
@@ -63,16 +65,8 @@ def quick(settings: Settings) -> list[Finding]:
 
 def findings(scene: Scene) -> list[Finding]:
     """Make every attack, in the order in which they are listed."""
-    return [_made(attack, scene) for attack in ATTACKS]
-
-
-def _made(attack: Attack, scene: Scene) -> Finding:
-    try:
-        through = attack.make(scene)
-    except (NotTriedError, AgentVMError) as error:
-        return Finding(attack.promise, attack.tried, None, str(error))
-    fix = attack.fix if through else ""
-    return Finding(attack.promise, attack.tried, not through, through, fix)
+    return [intact.judged(each.promise, each.tried, each.fix, partial(each.make, scene))
+            for each in ATTACKS]  # fmt: skip
 
 
 # The attacks

@@ -12,6 +12,7 @@ import os
 import pwd
 import stat
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,8 @@ class Fact:
 
 def look(settings: Settings, instance: Instance) -> list[Finding]:
     """Look at every fact, in the order in which they are listed."""
-    return [_looked(fact, settings, instance) for fact in FACTS]
+    return [judged(each.promise, each.tried, each.fix, partial(each.look, settings, instance))
+            for each in FACTS]  # fmt: skip
 
 
 def warnings(settings: Settings, instance: Instance) -> list[str]:
@@ -102,12 +104,13 @@ def commands(name: str, instance: Instance) -> Iterator[tuple[int, bytes]]:
                 yield int(path.parent.name), argv
 
 
-def _looked(fact: Fact, settings: Settings, instance: Instance) -> Finding:
+def judged(promise: str, tried: str, fix: str, look: Callable[[], str]) -> Finding:
+    """What comes of a look, or an attack, that gives what is wrong, or nothing."""
     try:
-        wrong = fact.look(settings, instance)
+        wrong = look()
     except (NotTriedError, AgentVMError, OSError) as error:
-        return Finding(fact.promise, fact.tried, None, str(error))
-    return Finding(fact.promise, fact.tried, not wrong, wrong, fact.fix if wrong else "")
+        return Finding(promise, tried, None, str(error))
+    return Finding(promise, tried, not wrong, wrong, fix if wrong else "")
 
 
 def _digest(instance: Instance) -> str:

@@ -35,7 +35,7 @@ def wanted(chosen: Settings) -> str:
 
     A repository's file only tightens, whatever the user said.
     """
-    told, asked = _read(_wish(chosen.vm.name)), chosen.network.mode
+    told, asked = state.read(_wish(chosen.vm.name)), chosen.network.mode
     if told not in NETWORKS:
         return asked
     source = chosen.sources["network.mode"]
@@ -127,7 +127,7 @@ def noted(name: str) -> Path:
 
 def in_force(name: str) -> str:
     """The mode of the VM's last boot; an older version's was open."""
-    mode = _read(noted(name))
+    mode = state.read(noted(name))
     return mode if mode in NETWORKS else "open"
 
 
@@ -146,10 +146,3 @@ def refuse_looser(chosen: Settings) -> None:
 def _wish(name: str) -> Path:
     """The file with what the user wants; it outlives the VM."""
     return state.folder(name) / "network-wanted"
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8").strip()
-    except (OSError, ValueError):
-        return ""

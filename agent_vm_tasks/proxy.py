@@ -83,7 +83,7 @@ def keep(chosen: Settings, say: Say) -> None:
     Connections that are open stay. One that runs by the same rules is left alone.
     """
     folder, rules = _folder(chosen.vm.name), _rules(chosen)
-    if _pid(folder) and _port(folder) and _kept(folder) == rules:
+    if _pid(folder) and _port(folder) and state.read(folder / "rules") == rules:
         return
     with state.lock(chosen.vm.name, say, "proxy.lock"):
         running = _pid(folder)
@@ -306,13 +306,6 @@ def _port(folder: Path) -> int:
         return int((folder / "port").read_text("ascii"))
     except (OSError, ValueError):
         return 0
-
-
-def _kept(folder: Path) -> str:
-    try:
-        return (folder / "rules").read_text("ascii")
-    except (OSError, ValueError):
-        return ""
 
 
 def _program(name: str) -> str:

@@ -62,6 +62,14 @@ def make(path: Path) -> None:
         path.chmod(0o700)
 
 
+def read(path: Path) -> str:
+    """The text of a file that `write` left; nothing where it cannot be read."""
+    try:
+        return path.read_text("utf-8").strip()
+    except (OSError, ValueError):
+        return ""
+
+
 def write(path: Path, text: str) -> None:
     """Replace a file whole: a reader sees the old text or the new, never half of it."""
     import tempfile

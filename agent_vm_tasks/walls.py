@@ -56,7 +56,7 @@ def up(vm: str, key: str, folders: Sequence[str]) -> str:
 def show(vm: str, user: str) -> None:
     """Show a new workspace's files among those of agent, and so on the mount."""
     note = _notes(vm) / user
-    if note.read_text("utf-8") != SHOWN:
+    if state.read(note) != SHOWN:
         guest.script(vm, "workspace-show.sh")
         state.write(note, SHOWN)
 

@@ -53,6 +53,16 @@ def test_each_promise_has_a_line_and_what_is_broken_fails(
     assert said.error.endswith("the isolation does not hold: leaks; do what is said")
 
 
+def test_a_file_that_goes_while_it_is_read_ends_no_audit(
+    attacked: None, agent_vm: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gone = Attack("lacks", "a file", lambda _: (tmp_path / "gone").read_text(), "nothing")
+    monkeypatch.setattr(audit, "ATTACKS", [gone, audit.ATTACKS[0]])
+    said = agent_vm("audit", "--json")
+    assert (said.status, said.err) == (0, "")
+    assert [each["held"] for each in json.loads(said.out)["findings"]] == [None, True]
+
+
 def test_what_was_not_tried_is_no_fault_and_does_not_count_as_held(
     attacked: None, agent_vm: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
