@@ -191,7 +191,7 @@ def _workspace(
 
 
 def running(chosen: configuration.Settings, c: Context) -> bool:
-    """Start what is missing; with the VM warm (then True), only the mount is looked at."""
+    """Start what is missing; with the VM warm (then True), `vm.look_after` is all."""
     ready = vm.ready(chosen.vm.name)
     for line in vm.look_after(chosen, say) if ready else vm.start(chosen, say, c).warnings:
         warn(line)
