@@ -152,6 +152,7 @@ _URL = checks.text(
 _LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _PORT = "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
 ALLOWED = rf"(\*\.|\.)?({_LABEL}\.){{1,20}}(?![0-9]+(:|$))(?!0x){_LABEL}(:({_PORT}))?"
+"""An entry of network.allow: a name, and no address in any notation, with or without a port."""
 _ALLOWED = checks.text(
     'a host of the internet in lower case, like "example.org", "*.example.org" (the names below),'
     ' ".example.org" (both) or "example.org:8443"',
