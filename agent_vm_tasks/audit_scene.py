@@ -93,14 +93,10 @@ def laid_out(settings: Settings) -> Iterator[Scene]:
     with tempfile.TemporaryDirectory(prefix="agent-vm-audit-") as made, _service(canary) as service:
         folder, listening = Path(made).resolve(), _free_port()
         (folder / "canary").write_text(canary)
-        trap = folder / "trap"
-        trap.write_text(f"#!/bin/sh\ntouch '{folder}/ran'\n")
-        trap.chmod(0o755)
         ws = _throw_away(folder / "repository", name)
         argv = [
             canary,
             str(folder / "canary"),
-            str(trap),
             str(service.port),
             str(listening),
             ws.key,
