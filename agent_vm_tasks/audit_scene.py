@@ -95,9 +95,10 @@ def laid_out(settings: Settings) -> Iterator[Scene]:
     canary, name = random.token_hex(16), settings.vm.name
     with tempfile.TemporaryDirectory(prefix="agent-vm-audit-") as made, _service(canary) as service:
         folder, listening = Path(made).resolve(), host.free_port()
-        file, trap = _traps(folder, canary)
+        file = folder / "canary"
+        file.write_text(canary)
         ws = _throw_away(folder / "repository", name)
-        argv = map(str, (canary, file, trap, service.port, listening, ws.key))
+        argv = map(str, (canary, file, service.port, listening, ws.key))
         said = guest.feed(name, "audit.sh", b"\n".join(marks(settings)), *argv)
         try:
             fields = _fields(said.split("\0")[:-1])
@@ -105,15 +106,6 @@ def laid_out(settings: Settings) -> Iterator[Scene]:
         finally:
             guest.feed(name, "audit-end.sh", b"", ws.key)
             workspaces.forget(ws)
-
-
-def _traps(folder: Path, canary: str) -> tuple[Path, Path]:
-    """A file that nobody may read from the guest, and a program that tells when it was run."""
-    file, trap = folder / "canary", folder / "trap"
-    file.write_text(canary)
-    trap.write_text(f"#!/bin/sh\ntouch '{folder}/ran'\n")
-    trap.chmod(0o755)
-    return file, trap
 
 
 def _fields(said: list[str]) -> dict[str, str]:

@@ -236,6 +236,19 @@ def folder(name: str) -> Path:
     return _home() / name
 
 
+def put(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write files into a folder of Lima's, made where it is missing; raises AgentVMError.
+
+    The account that works there does it: root would follow links that who has taken it over laid.
+    """
+    from . import stages
+
+    modes = {name: 0o755 if text.startswith("#!") else 0o644 for name, text in texts.items()}
+    files = {name: (text.encode(), modes[name]) for name, text in texts.items()}
+    argv = ["sh", "-c", 'mkdir -p "$1" && tar -xf - -C "$1"', "sh", str(folder)]
+    process.run(argv, stdin=stages.tar(files), cwd="/", user=host.service_user())
+
+
 def _home() -> Path:
     """Where Lima keeps its instances."""
     return Path(os.environ.get("LIMA_HOME") or host.service_home() / ".lima")

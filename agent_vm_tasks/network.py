@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import host, settings, state, toml_file
+from . import host, lima, settings, state, toml_file
 from .errors import AgentVMError
 from .settings import NETWORKS
 
@@ -106,13 +106,11 @@ def qemu(instance: Instance, mode: str) -> Path:
     real = shutil.which(program)
     if not real:
         raise AgentVMError(f"{program} is not installed", "run `agent-vm setup`")
-    path = instance.dir / "agent-vm-qemu"
     passt = host.passt() or ""
     way = proxy.command(instance.name) if mode == "allowlist" else ""
     text = render.qemu(mode=mode, qemu=real, passt=passt, folder=instance.dir, proxy=way)
-    path.write_text(text, "utf-8")
-    path.chmod(0o755)
-    return path
+    lima.put(instance.dir, {"agent-vm-qemu": text})
+    return instance.dir / "agent-vm-qemu"
 
 
 def note(name: str, mode: str) -> None:

@@ -12,7 +12,6 @@ import ipaddress
 import os
 import re
 import shlex
-import shutil
 import signal
 import time
 from dataclasses import asdict, dataclass
@@ -94,7 +93,7 @@ def keep(chosen: Settings, say: Say) -> None:
         else:
             _start(folder, port)
         _await(folder, port, rules)
-        (folder / "rules").write_text(rules, "utf-8")
+        lima.put(folder, {"rules": rules})
 
 
 def end(name: str) -> None:
@@ -213,16 +212,10 @@ def _rules(chosen: Settings) -> str:
 
 
 def _write(folder: Path, chosen: Settings, port: int, rules: str) -> None:
-    user = host.service_user()
-    for place in (folder, folder / "run"):
-        place.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if user:
-            shutil.chown(place, user, user)
     texts = configuration(name=chosen.vm.name, folder=folder, port=port, rules=rules,
                           allow=allowed(chosen), own=_own())  # fmt: skip
-    for file, text in {**texts, "port": str(port)}.items():
-        (folder / file).write_text(text, "utf-8")
-    (folder / "log").chmod(0o755)
+    lima.put(folder / "run", {})
+    lima.put(folder, {**texts, "port": str(port)})
 
 
 def _start(folder: Path, port: int) -> None:

@@ -46,7 +46,7 @@ def scene(started: Settings, tmp_path: Path) -> Scene:
 
 
 def laid_out(scene: Scene, folder: Path) -> None:
-    """What audit.sh makes: a link to the canary, and a repository that names a program."""
+    """What audit.sh makes, a link and a repository, in which a hostile guest names a program."""
     trap = scene.folder / "trap"
     trap.write_text(f"#!/bin/sh\ntouch {scene.folder}/ran\n")
     trap.chmod(0o755)
@@ -74,7 +74,8 @@ def test_the_mount_holds(scene: Scene, guest: Guest) -> None:
 
 def test_a_mount_without_protection_is_found(unprotected: Scene, guest: Guest) -> None:
     laid_out(unprotected, guest.workspaces)
-    assert "a program that the VM had named" in ATTACKS["git"](unprotected)
+    assert "git here works in the mount" in ATTACKS["git"](unprotected)
+    assert not (unprotected.folder / "ran").exists()
     assert "led to a file of this machine" in ATTACKS["links"](unprotected)
     assert "may fill this machine's memory" in ATTACKS["mount_memory"](unprotected)
 
@@ -87,6 +88,7 @@ def test_git_that_works_in_the_mount_is_found(
     for name, value in trusting.items():
         monkeypatch.setenv(f"GIT_CONFIG_{name}", value)
     assert ATTACKS["git"](scene) != ""
+    assert not (scene.folder / "ran").exists()
 
 
 def test_without_a_mount_nothing_is_claimed_of_it(scene: Scene) -> None:

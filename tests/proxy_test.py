@@ -114,6 +114,8 @@ def squid(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         pytest.skip("squid, socat or the account that runs it is missing")
     top = Path(tempfile.mkdtemp(prefix="lima-", dir="/tmp"))
     top.chmod(0o755)
+    if user := host.service_user():
+        shutil.chown(top, user)
     monkeypatch.setenv("LIMA_HOME", str(top))
     yield top / VM / "proxy"
     proxy.end(VM)

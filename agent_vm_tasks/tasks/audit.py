@@ -40,12 +40,12 @@ def audit(_context: Context, quick: bool = False, json: bool = False) -> None:
     if json:
         print(console.as_json({"ok": not broken, "findings": [asdict(each) for each in found]}))
     else:
-        print(console.printable("\n".join(_told(each) for each in found)))
+        print("\n".join(_told(each) for each in found))
     if broken:
         raise AgentVMError(f"the isolation does not hold: {', '.join(broken)}", "do what is said")
 
 
 def _told(found: Finding) -> str:
     line = f"{_WORDS[found.held]:10} {found.promise:10} {found.tried}"
-    more = "; ".join(filter(None, (found.detail, found.fix)))
+    more = console.one_line("; ".join(filter(None, (found.detail, found.fix))))
     return f"{line}\n{'':21} {more}" if more else line

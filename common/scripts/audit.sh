@@ -1,10 +1,10 @@
 # shellcheck shell=bash
 # Tries from inside what the VM must not be able to do, and prepares what the host tries then.
-# Arguments: a canary, a path and a program's file of the host, a port of the host's loopback where
-# the canary is had, a port to listen on, the key of the workspace to be made. Input: a line of each
-# key, to look for. Prints NAME=VALUE, NUL-ended.
+# Arguments: a canary, a path of the host, a port of the host's loopback where the canary is had, a
+# port to listen on, the key of the workspace to be made. Input: a line of each key, to look for.
+# Prints NAME=VALUE, NUL-ended.
 set -uo pipefail
-canary=$1 file=$2 trap=$3 port=$4 listen=$5 key=$6
+canary=$1 file=$2 port=$3 listen=$4 key=$5
 keys=$(cat)
 say() { printf '%s=%s\0' "$1" "$2"; }
 search() { printf '%s\n' "$keys" | timeout 15 sudo -n grep -rslaFf - -- "$@" 2> /dev/null; }
@@ -79,7 +79,6 @@ rm -rf "$folder"
 mkdir -p "$folder" "$HOME/.agent-vm/workspaces"
 ln -s "$file" "$folder/link"
 git init -q "$folder/repository"
-git -C "$folder/repository" config core.fsmonitor "$trap"
 git init -q "$folder/workspace"
 git -C "$folder/workspace" symbolic-ref HEAD refs/heads/audit
 ln -sfnT "../../workspace/.agent-vm-audit/workspace" "$HOME/.agent-vm/workspaces/$key"

@@ -39,8 +39,11 @@ def closed(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def send(closed: bool, tmp_path: Path) -> Iterator[Callable[[bytes], None]]:
+def send(
+    closed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[bytes], None]]:
     """What puts a frame on the wire of a VM, as its network card would."""
+    monkeypatch.setattr(host, "service_user", lambda: None)  # tmp_path is closed to it
     program = f"qemu-system-{host.arch()}"
     if not shutil.which(program):
         pytest.skip("QEMU is not installed")

@@ -12,17 +12,22 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_vm_tasks import proxy
+from agent_vm_tasks import host, lima, network, proxy
+from agent_vm_tasks.errors import AgentVMError
+from agent_vm_tasks.lima import Instance
+from agent_vm_tasks.settings import Settings
 from tests.attacks import internet
+from tests.conftest import VM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping
 
 PUBLIC = "93.184.216.34"
 OWN = "81.2.69.142"
@@ -266,6 +271,46 @@ def flooded(
             "flood", f"GET http://{made.means(*turns)}/ HTTP/1.0\r\n\r\n", seconds
         )
         return found
+
+
+# This machine's root
+
+
+def written(folder: Path, texts: Mapping[str, str]) -> None:
+    """As lima.put writes, but as whoever runs agent-vm."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize("link", ["proxy/squid.conf", "proxy/rules", "proxy", "agent-vm-qemu"])
+def test_root_writes_nothing_where_the_account_of_the_vm_has_laid_a_link(
+    home: Path, monkeypatch: pytest.MonkeyPatch, link: str, *, on: bool
+) -> None:
+    """Whoever breaks out of QEMU or squid is that account."""
+    if not (user := host.service_user()) or not shutil.which(f"qemu-system-{host.arch()}"):
+        pytest.skip("needs root, the account that runs the VM, and QEMU")
+    if not on:
+        monkeypatch.setattr(lima, "put", written)
+    monkeypatch.setattr(proxy, "_start", lambda *_: None)
+    monkeypatch.setattr(proxy, "_await", lambda *_: None)
+    top = Path(tempfile.mkdtemp(prefix="lima-", dir="/tmp"))
+    monkeypatch.setenv("LIMA_HOME", str(top))
+    laid, target = top / VM / link, top / "root's"
+    laid.parent.mkdir(parents=True)
+    for place in {top, top / VM, laid.parent}:
+        shutil.chown(place, user)
+    if link == "proxy":
+        target.mkdir()
+    else:
+        target.write_text("as it was")
+    laid.symlink_to(target)
+    with contextlib.suppress(AgentVMError):
+        proxy.keep(Settings(), print)
+    network.qemu(Instance(VM, "Stopped", top / VM, 1, 512, 4096, 0, "qemu"), "offline")
+    kept = not list(target.iterdir()) if link == "proxy" else target.read_text() == "as it was"
+    assert (kept, target.owner()) == (on, "root")
+    shutil.rmtree(top)
 
 
 # What the other side, the guest and the log are told

@@ -32,7 +32,7 @@ def attacked(
     limactl.adopt(guest)
     attacks = [
         Attack("keeps", "a good lock", lambda _: "", "nothing"),
-        Attack("leaks", "a bad lock", lambda _: "open\x1b[2J", "lock it"),
+        Attack("leaks", "a bad lock", lambda _: "open\x1b[2J\nheld       leaks", "lock it"),
         Attack("lacks", "no lock", cannot, "nothing"),
     ]
     monkeypatch.setattr(audit, "ATTACKS", attacks)
@@ -46,7 +46,7 @@ def test_each_promise_has_a_line_and_what_is_broken_fails(
     assert said.out == (
         "held       keeps      a good lock\n"
         "BROKEN     leaks      a bad lock\n"
-        "                      open\\x1b[2J; lock it\n"
+        "                      open\\x1b[2J\\nheld       leaks; lock it\n"
         "not tried  lacks      no lock\n"
         "                      there is none\n"
     )

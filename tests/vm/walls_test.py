@@ -38,6 +38,12 @@ memory = open(f"/proc/{sys.argv[1]}/mem", "rb")
 memory.seek(int(first, 16))
 print(re.findall(rb"canary-[0-9a-f]+", memory.read(int(last, 16) - int(first, 16))))
 """
+# Such a login has the folders that agent has, too, and what plain-b has put there.
+LOGIN = """
+mkdir -p -m 700 ~/.ssh && ssh-keygen -q -t ed25519 -N '' -f ~/own < /dev/null
+cat ~/own.pub >> ~/.ssh/authorized_keys
+ssh -i ~/own -o BatchMode=yes -o StrictHostKeyChecking=no localhost 'cat /tmp/*-b' < /dev/null
+"""
 ATTACKS = {
     "files": "cat /home/*/workspace/$B/secret.txt /home/*/note",
     "the view of agent": "cat /home/agent/workspace/$B/secret.txt",
@@ -49,6 +55,7 @@ ATTACKS = {
     "the command line from systemd": "systemctl status --no-pager --full user.slice",
     "the memory": f"python3 -c '{MEMORY}' $PID",
     "temporary files": "cat /tmp/*-b /var/tmp/*-b /dev/shm/*-b /tmp/.agent-vm/*/*-b",
+    "temporary files by a login of its own": LOGIN,
     "secrets": "cat /run/agent-vm-secrets/current/env /run/agent-vm-walls/*/current/env",
     "sudo": "sudo -n cat /home/*/workspace/$B/secret.txt",
     "su": "sudo -n su -c 'cat /home/*/note' || su -c 'cat /home/*/note' < /dev/null",
