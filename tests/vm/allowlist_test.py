@@ -77,9 +77,10 @@ def net(listed: User, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inte
     argv = [*UNSHARE, sys.executable, internet.__file__, str(folder)]
     with contextlib.ExitStack() as ends:
         made = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        ends.callback(made.wait)
         assert made.stdin
         assert made.stdout
+        ends.callback(made.stdout.close)
+        ends.callback(made.wait)
         ends.callback(made.stdin.close)
         assert made.stdout.readline() == '"ready"\n'
         join = f"nsenter --target {made.pid} --net socat STDIO TCP\\:127.0.0.1\\:{internet.PROXY}"
