@@ -113,6 +113,49 @@ def ssh(vm: User, command: str, limit: int = 600) -> str:
     return done.stdout
 
 
+# By the product's own proxy; `net` takes its port until the end
+
+
+def test_what_was_tried_is_told_and_a_change_is_in_force_at_once(listed: User) -> None:
+    assert "X-Agent-VM: this host" in inside(listed, "curl -sv http://late.org/ 2>&1")
+    log = json.loads(listed.agent_vm("network-log", "--json"))
+    assert ("late.org", 80, "unlisted") in {(x["host"], x["port"], x["refused"]) for x in log}
+    lesson = listed.agent_vm("network-log", "--learn")
+    assert '"late.org",  # 1 time, last by curl/' in lesson
+    config = listed.home / ".config/agent-vm/config.toml"
+    config.write_text(config.read_text().replace('".good.org"', '".good.org", "late.org"'))
+    assert "X-Agent-VM: this host" not in inside(listed, "curl -sv http://late.org/ 2>&1")
+
+
+def test_a_flood_of_connections_ends_at_a_limit(listed: User) -> None:
+    inside(listed, FLOOD)
+    helper = proxy.command(NAME).partition(" ")[2]
+    count = subprocess.run(
+        ["pgrep", "-c", "-f", "--", helper], capture_output=True, text=True, check=False
+    )
+    assert 100 < int(count.stdout) < 400
+    assert inside(listed, "echo back") == "back\n"
+
+
+FLOOD = """
+python3 - > /dev/null 2>&1 <<'PY' &
+import socket, time
+made = []
+for _ in range(600):
+    one = socket.socket()
+    one.setblocking(False)
+    one.connect_ex(("192.168.5.100", 3128))
+    made.append(one)
+    time.sleep(0.02)
+time.sleep(20)
+PY
+sleep 18
+"""
+
+
+# By its rules in the test's internet
+
+
 def test_the_list_is_all_that_is_reached(listed: User, net: Internet) -> None:
     said = ssh(listed, "curl -s http://good.org/; curl -s http://other.org/; "
                        "curl -sv http://metadata.good.org/ 2>&1")  # fmt: skip
@@ -227,44 +270,6 @@ def serving(folder: Path, root: Path) -> Iterator[None]:
             yield
             joined.kill()
         server.shutdown()
-
-
-def test_what_was_tried_is_told_and_a_change_is_in_force_at_once(listed: User) -> None:
-    """By the product's own proxy again, which the first command brings back."""
-    assert "X-Agent-VM: this host" in inside(listed, "curl -sv http://late.org/ 2>&1")
-    log = json.loads(listed.agent_vm("network-log", "--json"))
-    assert ("late.org", 80, "unlisted") in {(x["host"], x["port"], x["refused"]) for x in log}
-    lesson = listed.agent_vm("network-log", "--learn")
-    assert '"late.org",  # 1 time, last by curl/' in lesson
-    config = listed.home / ".config/agent-vm/config.toml"
-    config.write_text(config.read_text().replace('".good.org"', '".good.org", "late.org"'))
-    assert "X-Agent-VM: this host" not in inside(listed, "curl -sv http://late.org/ 2>&1")
-
-
-def test_a_flood_of_connections_ends_at_a_limit(listed: User) -> None:
-    inside(listed, FLOOD)
-    helper = proxy.command(NAME).partition(" ")[2]
-    count = subprocess.run(
-        ["pgrep", "-c", "-f", "--", helper], capture_output=True, text=True, check=False
-    )
-    assert 100 < int(count.stdout) < 400
-    assert inside(listed, "echo back") == "back\n"
-
-
-FLOOD = """
-python3 - > /dev/null 2>&1 <<'PY' &
-import socket, time
-made = []
-for _ in range(600):
-    one = socket.socket()
-    one.setblocking(False)
-    one.connect_ex(("192.168.5.100", 3128))
-    made.append(one)
-    time.sleep(0.02)
-time.sleep(20)
-PY
-sleep 18
-"""
 
 
 def test_another_mode_leaves_nothing_of_it(listed: User) -> None:
