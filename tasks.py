@@ -12,7 +12,7 @@ from invoke.tasks import task
 
 from agent_vm_tasks import host, ns
 
-PROGRAMS = {"sshd": "openssh-server", "jq": "jq", "shellcheck": "shellcheck"}
+PROGRAMS = {"sshd": "openssh-server", "jq": "jq", "shellcheck": "shellcheck", "tmux": "tmux"}
 PYTHON = shlex.quote(sys.executable)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 import unicodedata
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 
 from agent_vm_tasks import console, process, stages, sync, workspaces
 from agent_vm_tasks.console import printable
+from agent_vm_tasks.guest import ssh as guest_ssh
 from agent_vm_tasks.main import program
 from agent_vm_tasks.stages import Stage
-from tests.conftest import VM, commit, git
+from tests.conftest import VM, commit, git, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -279,3 +281,21 @@ def executable(path: Path, text: str) -> None:
     rest = f'PATH=${{PATH#*:}}; exec {path.name} "$@"'
     path.write_text(f"#!/bin/sh\n{text}\n{rest}\n")
     path.chmod(0o755)
+
+
+def test_a_session_in_tmux_does_not_fill_the_clipboard(
+    guest: Guest, tmp_path: Path, *, on: bool
+) -> None:
+    """The session's bytes are the guest's; tmux with its default drops OSC 52 (tmux(1))."""
+    copy = "printf '\\033]52;c;c3RvbGVu\\007'; touch copied"
+    connect = shlex.join([*guest_ssh(VM), "-t", "-e", "none", copy])
+    tmux = ["tmux", "-S", str(tmp_path / "socket"), "-f", "/dev/null"]
+    clipboard = ["set-option", "-s", "set-clipboard", "external" if on else "on"]
+    hold = ["new-session", "-d", "sleep 60"]
+    try:
+        process.run([*tmux, *hold, ";", *clipboard, ";", "new-window", f"{connect}; sleep 60"])
+        wait_until((guest.home / "copied").exists, "the session does not start")
+        time.sleep(0.5)
+        assert process.run([*tmux, "show-buffer"], check=False).stdout == ("" if on else "stolen")
+    finally:
+        process.run([*tmux, "kill-server"], check=False)
