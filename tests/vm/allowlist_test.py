@@ -127,32 +127,6 @@ def test_what_was_tried_is_told_and_a_change_is_in_force_at_once(listed: User) -
     assert "X-Agent-VM: this host" not in inside(listed, "curl -sv http://late.org/ 2>&1")
 
 
-def test_a_flood_of_connections_ends_at_a_limit(listed: User) -> None:
-    inside(listed, FLOOD)
-    helper = proxy.command(NAME).partition(" ")[2]
-    count = subprocess.run(
-        ["pgrep", "-c", "-f", "--", helper], capture_output=True, text=True, check=False
-    )
-    assert 100 < int(count.stdout) < 400
-    assert inside(listed, "echo back") == "back\n"
-
-
-FLOOD = """
-python3 - > /dev/null 2>&1 <<'PY' &
-import socket, time
-made = []
-for _ in range(600):
-    one = socket.socket()
-    one.setblocking(False)
-    one.connect_ex(("192.168.5.100", 3128))
-    made.append(one)
-    time.sleep(0.02)
-time.sleep(20)
-PY
-sleep 18
-"""
-
-
 # By its rules in the test's internet
 
 
@@ -270,6 +244,32 @@ def serving(folder: Path, root: Path) -> Iterator[None]:
             yield
             joined.kill()
         server.shutdown()
+
+
+def test_a_flood_of_connections_ends_at_a_limit(listed: User, net: Internet) -> None:
+    ssh(listed, FLOOD)
+    helper = proxy.command(NAME).partition(" ")[2]
+    count = subprocess.run(
+        ["pgrep", "-c", "-f", "--", helper], capture_output=True, text=True, check=False
+    )
+    assert 100 < int(count.stdout) < 400
+    assert ssh(listed, "echo back") == "back\n"
+
+
+FLOOD = """
+python3 - > /dev/null 2>&1 <<'PY' &
+import socket, time
+made = []
+for _ in range(600):
+    one = socket.socket()
+    one.setblocking(False)
+    one.connect_ex(("192.168.5.100", 3128))
+    made.append(one)
+    time.sleep(0.02)
+time.sleep(20)
+PY
+sleep 18
+"""
 
 
 def test_another_mode_leaves_nothing_of_it(listed: User) -> None:
