@@ -7,7 +7,7 @@ Squid asks for names itself, and decides by the rules of templates/squid.conf.j2
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import hmac
 import ipaddress
 import os
 import re
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from . import data, host, lima, process, settings, state
+from . import data, host, lima, process, secrets, settings, state
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -204,11 +204,14 @@ def _own() -> list[str]:
 
 
 def _rules(chosen: Settings) -> str:
-    """A hash of all that decides: the list, this machine's addresses and resolvers, our rules."""
+    """A hash of all that decides: the list, this machine's addresses and resolvers, our rules.
+
+    The guest gets to see it, and without the key it could try out addresses.
+    """
     files = (data.root() / "templates" / "squid.conf.j2", Path("/etc/resolv.conf"))
     texts = [path.read_text("utf-8", "replace") for path in files if path.exists()]
     text = "\0".join([*texts, *PRIVATE, *allowed(chosen), "", *_own()])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hmac.digest(secrets.key(chosen.vm.name), text.encode(), "sha256").hex()[:16]
 
 
 def _write(folder: Path, chosen: Settings, port: int, rules: str) -> None:

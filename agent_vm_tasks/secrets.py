@@ -79,7 +79,7 @@ def token(name: str, secrets: Secrets) -> str:
         for kind, contents in ((b"variable", secrets.variables), (b"file", secrets.files))
         for label, content in sorted(contents.items())
     )
-    return hmac.digest(_key(name), b"".join(parts), "sha256").hex()
+    return hmac.digest(key(name), b"".join(parts), "sha256").hex()
 
 
 def push(name: str, secrets: Secrets, user: str = "") -> bool:
@@ -191,7 +191,8 @@ def _check_sizes(found: Secrets) -> None:
         )
 
 
-def _key(name: str) -> bytes:
+def key(name: str) -> bytes:
+    """The VM's random key, with which what is known here can be told apart and not guessed."""
     path = key_file(name)
     if kept := _kept_key(path):
         return kept

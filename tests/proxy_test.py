@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_vm_tasks import data, host, proxy, settings
+from agent_vm_tasks import data, host, proxy, secrets, settings
 from agent_vm_tasks.errors import AgentVMError, UsageError
 
 from .conftest import VM
@@ -210,3 +210,11 @@ def wait(come: Callable[[], bool]) -> None:
     while not come():
         assert time.monotonic() < limit
         time.sleep(0.05)
+
+
+def test_what_the_guest_sees_of_the_rules_tells_nothing_of_this_machine(home: Path) -> None:
+    """The rules are told apart by a word that nobody without the VM's key can work out."""
+    before = proxy._rules(settings.Settings())
+    assert proxy._rules(settings.Settings()) == before
+    secrets.key_file(VM).unlink()
+    assert proxy._rules(settings.Settings()) != before

@@ -97,7 +97,7 @@ MISBEHAVIOUR: dict[str, tuple[set[int], Callable[[bytes], object]]] = {
     "silent": ({READ}, lambda _: None),
     "slow": ({READ}, slow),
     "chatty": ({READ}, chatty),
-    "deaf": ({READ}, lambda _: time.sleep(1000)),
+    "deaf": ({READ}, lambda _: time.sleep(60)),
     "too much": ({READ}, lambda number: answer(DATA, number, text(b"x" * 200_000))),
     "size": (
         {LSTAT, STAT, FSTAT},
@@ -148,7 +148,7 @@ while True:
     packet = read(length)
     kind, number, rest = packet[0], packet[1:5], packet[5:]
     if ATTACK == "silent to all" and Path("silent").exists():
-        time.sleep(1000)
+        time.sleep(60)
     if kind == INIT:
         answer(VERSION, struct.pack(">I", 3))
         continue
