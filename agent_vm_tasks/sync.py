@@ -99,7 +99,6 @@ def push(ws: Workspace, say: Say, include: Sequence[str] = (), *, walled: bool =
                 result = _send(ws, refs, say)
     if not result.ok:
         raise _unsent(ws, result)
-    remember(ws, sent=commit)
     user = ws.user
     if user:
         walls.show(ws.vm, user)
@@ -107,6 +106,7 @@ def push(ws: Workspace, say: Say, include: Sequence[str] = (), *, walled: bool =
         outcome, detail, new = guest.script(
             ws.vm, "workspace-update.sh", ws.key, ws.branch, user=user
         )
+    remember(ws, sent=commit)  # not before there is something to enter: see tasks/work.py
     if new and include:
         guest.unpack(ws.vm, ws.path, extra, user)
     return Update(outcome, detail, folder)

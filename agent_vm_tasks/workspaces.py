@@ -273,9 +273,14 @@ def inspect(ws: Workspace) -> Contents | None:
         return Contents(fields[1], uncommitted, untracked, stashes, others)
 
 
+def known(ws: Workspace) -> bool:
+    """Whether this machine has sent something there; asks no guest."""
+    return _record(ws.vm, ws.key).exists()
+
+
 def unwalled(ws: Workspace) -> bool:
     """Whether it is there without a wall; what was never pushed is not asked for."""
-    return not ws.user and _record(ws.vm, ws.key).exists() and inspect(ws) is not None
+    return not ws.user and known(ws) and inspect(ws) is not None
 
 
 def inventory(vm: str) -> list[Row]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent_vm_tasks import guest as ssh_guest
 from agent_vm_tasks import process, sync, workspaces
 from agent_vm_tasks.errors import AgentVMError
 
@@ -70,8 +71,14 @@ def test_a_push_that_was_cut_off_before_the_files_is_taken_up(
 ) -> None:
     ws, inside = workspace(repository), guest.workspaces / "app-fix"
     (repository / "extra").touch()
+    run = ssh_guest.script
     with monkeypatch.context() as patch:
-        patch.setattr(sync, "remember", interrupt)
+        patch.setattr(
+            ssh_guest, "script",
+            lambda vm, file, *args, **more: (interrupt if file == "workspace-update.sh" else run)(
+                vm, file, *args, **more
+            ),
+        )  # fmt: skip
         with pytest.raises(KeyboardInterrupt):
             sync.push(ws, lambda _line: None, ["extra"])
     assert workspaces.inspect(ws) is None

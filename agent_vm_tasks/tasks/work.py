@@ -213,8 +213,11 @@ def _enter(
     argv: list[str],
 ) -> int:
     name, token = chosen.vm.name, secrets.token(chosen.vm.name, given)
-    if _input_waits():
+    waits = _input_waits()
+    if waits:
         _supply(chosen, ws, given, secrets.STALE)
+    # A new one is not tried first: made by another command at that time, it would end this one.
+    if waits or (ws and not workspaces.known(ws)):
         _supply(chosen, ws, given, workspaces.NOT_THERE)
     for _ in range(TRIES):
         status = workspaces.enter(name, ws, command, argv, token)
