@@ -110,6 +110,11 @@ def lacks(*programs: str) -> str:
     return f"not installed: {', '.join(missing)}" if missing else ""
 
 
+def _our_folders() -> list[str]:
+    """Where setup puts programs, on PATH or not."""
+    return [str(Path(folder).expanduser()) for folder in _OUR_FOLDERS]
+
+
 def service_user() -> str | None:
     """Name the account limactl and QEMU run as: None for our own.
 
@@ -141,8 +146,9 @@ def service_home() -> Path:
 
 def limactl() -> str:
     """Find the full path of limactl; raises AgentVMError when there is none."""
-    ours = [str(Path(folder).expanduser()) for folder in _OUR_FOLDERS]
-    found = shutil.which("limactl", path=os.pathsep.join([os.environ.get("PATH", ""), *ours]))
+    found = shutil.which(
+        "limactl", path=os.pathsep.join([os.environ.get("PATH", ""), *_our_folders()])
+    )
     if not found:
         raise AgentVMError("limactl (Lima) is not installed", _SETUP)
     return str(Path(found).absolute())
@@ -190,8 +196,7 @@ def qemu_joins_passt() -> bool:
 
 def passt() -> str | None:
     """Find the full path of passt; one that setup built goes first."""
-    ours = [str(Path(folder).expanduser()) for folder in _OUR_FOLDERS]
-    return shutil.which("passt", path=os.pathsep.join(ours)) or which("passt")
+    return shutil.which("passt", path=os.pathsep.join(_our_folders())) or which("passt")
 
 
 def passt_day() -> int:
