@@ -39,7 +39,7 @@ def run(folder: Path, mode: str, *argv: str, **env: str) -> subprocess.Completed
         proxy=proxy,
     )  # fmt: skip
     path.write_text(text)
-    return subprocess.run(["sh", str(path), *argv], env={**os.environ, **env}, text=True,
+    return subprocess.run(["bash", str(path), *argv], env={**os.environ, **env}, text=True,
                           capture_output=True, check=False)  # fmt: skip
 
 
