@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from fabric import Connection
     from invoke.context import Context
 
+    from .workspaces import Workspace
+
 
 @contextlib.contextmanager
 def connection(c: Context) -> Iterator[Connection]:
@@ -36,13 +38,20 @@ def connection(c: Context) -> Iterator[Connection]:
 def workspace(c: Context, branch: str) -> Iterator[Connection]:
     chosen = settings.load()
     ws = workspaces.around(chosen, Path.cwd(), branch, sending=True)
+    if ws.user:
+        raise _walled(ws)
     with connection(c) as made:
         if workspaces.inspect(ws) is None:
-            sync.push(ws, say, chosen.workspace.include, walled=chosen.workspace.walls)
-        if ws.user:
-            raise AgentVMError(
-                f"{ws.folder} has a wall, and tasks of yours run as the user outside of it",
-                f"run `agent-vm connect {branch} -- COMMAND`",
-            )
+            if chosen.workspace.walls:
+                raise _walled(ws)
+            sync.push(ws, say, chosen.workspace.include)
         with made.cd(ws.path):
             yield made
+
+
+def _walled(ws: Workspace) -> AgentVMError:
+    has = "has" if ws.user else "gets"
+    return AgentVMError(
+        f"{ws.folder} {has} a wall, and tasks of yours run as the user outside of it",
+        f"run `agent-vm connect {ws.branch} -- COMMAND`",
+    )

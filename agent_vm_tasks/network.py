@@ -53,29 +53,29 @@ def plan(chosen: Settings, instance: Instance) -> Plan:
 
     QEMU's own network and vz both show the guest the host's loopback as its gateway.
     """
-    if wanted(chosen) == "allowlist":
-        return _allowlist(chosen, instance)
-    mode, lack = wanted(chosen), _lack(chosen) or _lacks_resolver(instance)
-    if not lack or mode == "open" or (mode == "offline" and lack != _MACOS):
-        return Plan(mode)
-    if mode == "offline":
-        raise AgentVMError(f"the network cannot be {mode}: {lack}", "use vm_type qemu, or Linux")
-    return Plan("open", f"the VM can reach services of this machine's loopback: {lack}")
+    from . import render
+
+    mode = wanted(chosen)
+    require_enforceable(chosen, mode)
+    if mode == "allowlist" and render.PROXY_NOTE not in str(instance.config.get("provision")):
+        raise _impossible(mode, _OLDER, "use another mode")
+    if mode == "internet" and (lack := _lack(chosen) or _lacks_resolver(instance)):
+        return Plan("open", f"the VM can reach services of this machine's loopback: {lack}")
+    return Plan(mode)
 
 
-def _allowlist(chosen: Settings, instance: Instance) -> Plan:
-    from . import proxy, render
+def require_enforceable(chosen: Settings, mode: str) -> None:
+    """Raise AgentVMError for a mode below internet that this host cannot enforce."""
+    from . import proxy
 
-    lack, hint = "", "use another mode"
-    if not host.uses_qemu(chosen.vm.vm_type):
-        lack = _MACOS
-    elif missing := proxy.lacks():
-        lack, hint = missing, "`agent-vm setup` installs it"
-    elif render.PROXY_NOTE not in str(instance.config.get("provision")):
-        lack = _OLDER
-    if lack:
-        raise AgentVMError(f"the network cannot be allowlist: {lack}", hint)
-    return Plan("allowlist")
+    if mode in {"offline", "allowlist"} and not host.uses_qemu(chosen.vm.vm_type):
+        raise _impossible(mode, _MACOS, "use vm_type qemu on Linux, or another mode")
+    if mode == "allowlist" and (missing := proxy.lacks()):
+        raise _impossible(mode, missing, "`agent-vm setup` installs it")
+
+
+def _impossible(mode: str, lack: str, hint: str) -> AgentVMError:
+    return AgentVMError(f"the network cannot be {mode}: {lack}", hint)
 
 
 def _lack(chosen: Settings) -> str:

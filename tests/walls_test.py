@@ -375,6 +375,17 @@ def test_tasks_of_ones_own_do_not_work_in_a_walled_one(
         pass
 
 
+def test_tasks_of_ones_own_make_no_walled_one(users: Path, repository: Path) -> None:
+    (repository / "agent-vm.toml").write_text("[workspace]\nwalls = true\n")
+    with (
+        pytest.raises(AgentVMError, match="app-new gets a wall"),
+        composition.workspace(Context(), "new"),
+    ):
+        pass
+    assert not walls.users(VM)
+    assert not git.commit(repository, "refs/heads/new")
+
+
 def test_a_repository_may_ask_for_walls(repository: Path) -> None:
     (repository / "agent-vm.toml").write_text("[workspace]\nwalls = true\n")
     assert configuration.load().workspace.walls

@@ -42,6 +42,7 @@ def network(_context: Context, mode: str | None = None, json: bool = False) -> N
     if mode is not None:
         if mode not in MEANS:
             raise UsageError(f"there is no network mode {mode!r:.40}", f"known: {', '.join(MEANS)}")
+        net.require_enforceable(chosen, mode)
         net.choose(name, mode)
     running = vm.made_here(name) and (found := vm.find(name)) is not None and found.running
     has, wanted = net.in_force(name) if running else "", net.wanted(chosen)

@@ -86,6 +86,19 @@ def test_work_comes_out_of_a_vm_whose_proxy_is_gone(
         assert "warning: the VM reaches nothing: squid is not installed; run" in said.err
 
 
+def test_a_mode_that_cannot_be_had_here_is_refused_at_once(
+    home: Path, agent_vm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy, "lacks", lambda: "not installed: squid")
+    said = agent_vm("network", "allowlist")
+    assert said.status == 1
+    assert said.error == (
+        "agent-vm: the network cannot be allowlist: not installed: squid;"
+        " `agent-vm setup` installs it"
+    )
+    assert agent_vm("network").out.startswith("Network: internet: ")
+
+
 def test_an_unknown_mode_is_a_usage_error(home: Path, agent_vm: Command) -> None:
     assert agent_vm("network", "closed").status == 2
     assert not (home / ".agent-vm").exists()
