@@ -192,7 +192,7 @@ def test_the_terminals_kind_is_known_inside(vm: Guest, here: dict[str, str], ins
 
 def in_a_shell_of_the_host(words: str) -> list[str]:
     """What a person has around `agent-vm`: a shell that looks at the terminal before and after."""
-    return ["bash", "-c", f'stty -a > before; {words}; echo "ended $?"; stty -a > after']
+    return ["bash", "-c", f'stty -g > before; {words}; echo "ended $?"; stty -g > after']
 
 
 @needs_proc

@@ -24,7 +24,7 @@ VERBS = ["status", "doctor", "fetch fix", "push fix", "connect --command true",
          "unmount --force"]  # fmt: skip
 BUSY = "does not answer: it is frozen, or too busy"
 BOMB = 'nohup bash -c "bomb() { bomb | bomb & }; bomb" > /dev/null 2>&1 < /dev/null & sleep 3'
-HOG = "nohup tail /dev/zero > /dev/null 2>&1 < /dev/null &"
+HOG = """nohup perl -e '@all = map { "x" x 2**28 } 1 .. 64' > /dev/null 2>&1 < /dev/null &"""
 FILL = "sudo fallocate -l $(($(df -k --output=avail / | tail -1) * 1024)) /full"
 END_LOGINS = """
 own=$(cut -d: -f3 /proc/self/cgroup)
@@ -97,7 +97,7 @@ def test_a_fork_bomb_leaves_every_command_an_answer_and_a_new_login_a_place(
 def test_a_memory_hog_is_ended_and_every_command_answers(vm: User, project: Path) -> None:
     vm.run(PROGRAM, "connect", "--command", HOG)
     end = time.monotonic() + 600
-    while login(vm, "pgrep --exact --count tail").stdout != "0\n":
+    while login(vm, "pgrep --exact --count perl").stdout != "0\n":
         assert time.monotonic() < end
         for verb in VERBS:
             said_within(vm, project, *verb.split())

@@ -130,8 +130,3 @@ def watches(vm: User) -> list[str]:
     words = (str(vm.home), f"{NAME}-mount")
     return [line for line in listed.splitlines()
             if all(word in line for word in words) and " sshfs " not in line]  # fmt: skip
-
-
-def test_the_mount_is_there_again_after_a_restart(vm: User, file: Path) -> None:
-    vm.agent_vm("restart")
-    assert ends(vm, "cat", str(file))[0] == "here\n"

@@ -67,7 +67,8 @@ def services() -> Iterator[Services]:
 
 def test_open_is_what_the_attack_needs(vm: User, services: Services) -> None:
     vm.agent_vm("network", "open")
-    vm.agent_vm("restart")
+    if "Network: open" not in vm.agent_vm("status"):  # as the file before this one leaves it
+        vm.agent_vm("restart")
     assert services.tried(vm).startswith("SECRET")
     assert services.heard().startswith(b"from-192.168.5.2")
 
