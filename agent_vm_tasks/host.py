@@ -104,6 +104,14 @@ def which(program: str) -> str | None:
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:{_SYSTEM_FOLDERS}")
 
 
+def require(program: str) -> str:
+    """Find the full path of a program; raises AgentVMError when it is not here."""
+    found = which(program)
+    if not found:
+        raise AgentVMError(f"{program} is not installed", _SETUP)
+    return found
+
+
 def lacks(*programs: str) -> str:
     """Tell which of the programs are not here; nothing when all are."""
     missing = [program for program in programs if not which(program)]

@@ -206,8 +206,7 @@ def _processes() -> Iterator[tuple[int, list[str]]]:
 
 
 def _require_sshfs() -> None:
-    if not shutil.which("sshfs"):
-        raise AgentVMError("sshfs is not installed", "run `agent-vm setup`")
+    host.require("sshfs")
     if not host.has_contain_symlinks():
         raise AgentVMError(
             "this sshfs lets links in a workspace lead to files of this machine (CVE-2026-47187)",

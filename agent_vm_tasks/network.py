@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -102,10 +101,7 @@ def qemu(instance: Instance, mode: str) -> Path:
     """
     from . import proxy, render
 
-    program = f"qemu-system-{host.arch()}"
-    real = shutil.which(program)
-    if not real:
-        raise AgentVMError(f"{program} is not installed", "run `agent-vm setup`")
+    real = host.require(f"qemu-system-{host.arch()}")
     passt = host.passt() or ""
     way = proxy.command(instance.name) if mode == "allowlist" else ""
     text = render.qemu(mode=mode, qemu=real, passt=passt, folder=instance.dir, proxy=way)

@@ -196,19 +196,25 @@ def popen(
 
 
 @contextlib.contextmanager
-def side_by_side() -> Iterator[ThreadPoolExecutor]:
-    """Threads that end what they run where this block fails, as by Ctrl-C: it waits for them."""
+def side_by_side(most: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Threads that end what they run where this block fails, as by Ctrl-C: it waits for them.
+
+    Those of a block in one of the threads end with the outer block.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
+    outer = threading.current_thread() is threading.main_thread()
     try:
-        with ThreadPoolExecutor() as threads:
+        with ThreadPoolExecutor(most) as threads:
             try:
                 yield threads
             except BaseException:
-                _given_up.set()
+                if outer:
+                    _given_up.set()
                 raise
     finally:
-        _given_up.clear()
+        if outer:
+            _given_up.clear()
 
 
 @contextlib.contextmanager

@@ -107,7 +107,7 @@ def end(name: str) -> None:
 def command(name: str) -> str:
     """What QEMU runs for each of the guest's connections."""
     port = _port(_folder(name))
-    return f"{shlex.quote(_program('socat'))} -t 5 STDIO TCP:127.0.0.1:{port}"
+    return f"{shlex.quote(host.require('socat'))} -t 5 STDIO TCP:127.0.0.1:{port}"
 
 
 def lacks() -> str:
@@ -226,7 +226,7 @@ def _start(folder: Path, port: int) -> None:
     for file in ("squid.pid", "squid.log"):
         (folder / "run" / file).unlink(missing_ok=True)
     # the name keeps what it shares in memory apart from other squids'
-    argv = [_program("squid"), "-n", f"agentvm{port}", "-f", str(folder / "squid.conf")]
+    argv = [host.require("squid"), "-n", f"agentvm{port}", "-f", str(folder / "squid.conf")]
     if host.which("prlimit"):
         argv = ["prlimit", f"--as={LARGEST_MEMORY}", *argv]
     process.run(argv, user=host.service_user(), env=lima.environment(), cwd="/", timeout=PATIENCE)
@@ -302,11 +302,3 @@ def _port(folder: Path) -> int:
         return int((folder / "port").read_text("ascii"))
     except (OSError, ValueError):
         return 0
-
-
-def _program(name: str) -> str:
-    """Find the full path; raises AgentVMError."""
-    found = host.which(name)
-    if not found:
-        raise AgentVMError(f"{name} is not installed", "run `agent-vm setup`")
-    return found

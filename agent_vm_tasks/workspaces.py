@@ -15,7 +15,7 @@ from os.path import lexists
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import data, git, guest, mount, state, walls
+from . import data, git, guest, mount, process, state, walls
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
@@ -289,10 +289,8 @@ def inventory(vm: str) -> list[Row]:
     rows = _rows(vm, known)
     behind = [row for row in rows if row.user]
     if behind:
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(_AT_ONCE) as side_by_side:
-            told = side_by_side.map(lambda row: _behind_wall(vm, row, known), behind)
+        with process.side_by_side(_AT_ONCE) as threads:
+            told = threads.map(lambda row: _behind_wall(vm, row, known), behind)
             rows = [*(row for row in rows if not row.user), *told]
     return sorted(rows, key=lambda row: row.folder)
 

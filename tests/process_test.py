@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -20,6 +20,9 @@ from agent_vm_tasks import process
 from agent_vm_tasks.errors import AgentVMError
 
 from .conftest import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
 
@@ -405,3 +408,33 @@ def test_interactive_looks_once_and_only_when_it_takes_long(
     late = ["sh", "-c", "sleep 0.9; exit 3"]
     assert process.interactive(late, lambda: looks.append("late")) == 3
     assert looks == ["late"]
+
+
+def sleeping(seconds: float = 60) -> process.Result:
+    return process.run(["sleep", str(seconds)])
+
+
+def beside(seconds: float, *, fails: bool = False) -> None:
+    """A block of its own within a thread."""
+    with contextlib.suppress(ValueError), process.side_by_side() as more:
+        ended = more.submit(sleeping, seconds)
+        if fails:
+            raise ValueError
+        ended.result()
+
+
+@pytest.mark.parametrize("work", [sleeping, lambda: beside(60)], ids=["outer", "inner"])
+def test_what_runs_side_by_side_ends_with_its_block(work: Callable[[], object]) -> None:
+    began = time.monotonic()
+    with contextlib.suppress(KeyboardInterrupt), process.side_by_side() as threads:
+        threads.submit(work)
+        time.sleep(0.5)
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 30
+
+
+def test_a_block_that_fails_in_a_thread_ends_no_other() -> None:
+    with process.side_by_side() as threads:
+        other = threads.submit(sleeping, 4)
+        threads.submit(lambda: beside(4, fails=True))
+    assert other.result().ok

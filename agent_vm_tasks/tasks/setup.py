@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from invoke.context import Context  # noqa: TC002  Invoke reads signatures
 from invoke.tasks import task
 
-from agent_vm_tasks import console, host
+from agent_vm_tasks import console, host, process
 from agent_vm_tasks import settings as configuration
 from agent_vm_tasks.errors import AgentVMError
 
@@ -60,12 +60,10 @@ def doctor(_context: Context, json: bool = False, fix: bool = False) -> None:
 
 def _looked(chosen: Settings) -> tuple[list[Check], list[Check]]:
     """Look at the host and at the VM, at the same time: either may take seconds."""
-    from concurrent.futures import ThreadPoolExecutor
-
     from agent_vm_tasks import doctor as faults
 
-    with ThreadPoolExecutor() as side_by_side:
-        host_found = side_by_side.submit(host.checks)
+    with process.side_by_side() as threads:
+        host_found = threads.submit(host.checks)
         vm_found = faults.checks(chosen)
         return host_found.result(), vm_found
 
