@@ -215,12 +215,10 @@ class _Listener(io.StringIO):
             self.worked = True
             self.say(f"  installed: {rest} s")
         elif event == "@failed":
-            self.stage = rest
-            self.failed[rest] = ""
+            name, _, why = rest.partition(" ")
+            self.failed[name] = why.strip()
         elif line.strip() and not line.startswith("@"):
             self.words = line.strip()
-            if self.stage in self.failed:
-                self.failed[self.stage] = self.words
 
 
 def _archive(wanted: Sequence[Stage], due: Sequence[Stage]) -> bytes:

@@ -103,7 +103,7 @@ def test_a_failure_stops_says_the_last_words_and_the_next_run_resumes_there(
 ) -> None:
     bad = r"printf '1\n2\n3\n4\n\n  \n'; false; echo never"
     plan = {"one": ("1", "true"), "two": ("2", bad), "three": ("3", "true")}
-    said = ["@start one", "@done one", "@start two", "@failed two", "2", "3", "4"]
+    said = ["@start one", "@done one", "@start two", "@failed two 4"]
     assert sandbox.run(plan) == (1, said)
     assert not sandbox.marker.exists()
     assert not (sandbox.folder / "sent it").exists()
@@ -124,7 +124,8 @@ def test_the_marker_is_away_while_something_is_not_in_force(sandbox: Sandbox) ->
 def test_any_step_that_fails_fails_the_stage(sandbox: Sandbox, bad: str) -> None:
     status, said = sandbox.run({"one": ("1", bad)})
     assert status == 1
-    assert said[:2] == ["@start one", "@failed one"]
+    assert said[0] == "@start one"
+    assert said[1].startswith("@failed one ")
 
 
 WAIT = "for n in $(seq 100); do [ -e {} ] && exit; sleep 0.1; done; exit 1"
@@ -140,7 +141,7 @@ def test_stages_side_by_side_are_all_waited_for_and_one_that_fails_is_named(
     plan = {"four": ("4 beside", "sleep 1; echo no luck; false"), "five": ("5", "true")}
     status, said = sandbox.run({**plan, "six": ("6", "true")})
     assert status == 1
-    assert said[-2:] == ["@failed four", "no luck"]
+    assert said[-1] == "@failed four no luck"
     assert "@start six" not in said
 
 
@@ -162,10 +163,10 @@ def test_a_run_that_is_killed_in_any_stage_is_resumed_there(sandbox: Sandbox, pl
 def test_what_only_lacks_an_item_does_not_stop_what_follows(sandbox: Sandbox) -> None:
     lacking = "echo 'not installed: x'; exit 3"
     plan = {"one": ("1", lacking), "two": ("2", "true"), "three": ("3", "exit 1")}
-    said = ["@start one", "@failed one", "not installed: x", "@start two", "@done two"]
+    said = ["@start one", "@failed one not installed: x", "@start two", "@done two"]
     assert sandbox.run({**plan, "three": ("3", "true")})[0] == 1
     status, lines = sandbox.run(plan)
-    assert (status, lines[:3]) == (1, said[:3])
+    assert (status, lines[:2]) == (1, said[:2])
     assert "@kept two" in lines
     assert not sandbox.marker.exists()
 
@@ -217,7 +218,7 @@ def test_a_second_run_waits_for_the_first(sandbox: Sandbox) -> None:
     assert (sandbox.folder / "ran").exists()
 
 
-STREAM = "@kept a\n@start b\n@done b 3\n@start c\nsome text\n@failed c\nE: first\nE: last\n\n"
+STREAM = "@kept a\n@start b\n@done b 3\n@start c\nsome text\n@failed c E: last\n\n"
 
 
 def heard(chunks: list[str]) -> tuple[list[str], dict[str, str], bool]:

@@ -22,9 +22,9 @@ export PROVISION_FOLDER=$folder DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 unset NPM_CONFIG_REGISTRY UV_DEFAULT_INDEX PIP_INDEX_URL GOPROXY
 [ "${1-}" != upgrade ] || export UPGRADE=yes
 
-# In one write: the lines of stages that run side by side do not mix.
+# All in one line: those of stages that run side by side mix.
 failed_stage() {
-    printf '@failed %s\n%s\n' "$1" "$(grep -v '^[[:space:]]*$' "$logs/$1.log" | tail -n 3)"
+    printf '@failed %s %.500s\n' "$1" "$(grep -v '^[[:space:]]*$' "$logs/$1.log" | tail -n 1)"
 }
 
 run_stage() {

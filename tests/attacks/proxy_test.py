@@ -338,7 +338,7 @@ def test_the_log_has_each_decision_and_no_byte_of_the_guests(net: Internet) -> N
     net.get("http://\x1bother.org/")
     net.tunnel("good.org:443")
     log = net.folder / "run" / "log"
-    wait(lambda: log.exists() and "CONNECT good.org" in log.read_text())
+    wait(lambda: log.exists() and " CONNECT good.org 443 - " in log.read_text())
     raw = log.read_bytes()
     assert re.fullmatch(rb"[ -~\n]*", raw)
     found = [proxy._decision(line) for line in raw.decode().splitlines()]
