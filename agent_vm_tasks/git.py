@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,14 +19,16 @@ from . import guest, process
 from .errors import AgentVMError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from .console import Say
 
 _SAFE = {
+    "core.alternateRefsCommand": "true",  # what the user has besides is nobody's business
     "core.fsmonitor": "false",
     "core.hooksPath": "/dev/null",
     "fetch.fsckObjects": "true",
+    "fetch.unpackLimit": "0",  # with another and fsckObjects, fetch-pack of git 2.39 crashes
     "fetch.uriProtocols": "",
     "gc.auto": "0",
     "maintenance.auto": "false",
@@ -46,8 +47,6 @@ _CALM = (
 )  # fmt: skip
 _QUIET = {"GIT_LFS_SKIP_SMUDGE": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 
-INCOMING = "refs/agent-vm-incoming"
-"""Where a fetch puts what comes in, until what was fetched before is safe."""
 LARGEST_PACK = 4 * 2**30
 """Bytes that the guest may send in one fetch: a pack can be made to fill any disk."""
 LARGEST_MEMORY = 2 * 2**30
@@ -67,6 +66,9 @@ bare = true
 [extensions]
 objectFormat = {}
 """
+
+_LENT = Path("objects/info/alternates")
+"""Where git looks which other objects count as its own (gitrepository-layout(5))."""
 
 # What would point git elsewhere than at the folder it is told to work in (git(1), ENVIRONMENT).
 _STEERING = (
@@ -114,51 +116,85 @@ def transfer(
 ) -> process.Result:
     """Hardened git that talks to the VM `name`; the result's status is the caller's to judge.
 
-    Where it takes long, `say` gets its progress (of push and fetch with --progress).
+    Where it takes long, `say` gets its progress (of a push with --progress).
     What it takes in is limited in size, on disk and in memory. Raises UnreachableError when the VM
     falls silent, and AgentVMError when it says too much.
     """
     options = [part for key, value in _SAFE.items() for part in ("-c", f"{key}={value}")]
     # Ownership was checked by the user's own git before; their safe.directory is out of sight here.
     options += ["-c", f"safe.directory={repository}"]
-    receiving = "fetch" in args
+    receiving = "fetch-pack" in args
     limits = ["prlimit", f"--fsize={LARGEST_PACK}", f"--data={LARGEST_MEMORY}"]
     limited = limits if receiving and shutil.which("prlimit") else []
     argv = [*limited, "git", "-C", str(repository), *options, *args]
-    began = time.time()
-    try:
-        with _progress(say) as hear:
-            result = process.run(
-                argv, env=_environment(name), check=False, watch=guest.watch(name, hear),
-                most=MOST_SAID,
-            )  # fmt: skip
-    except BaseException:
-        _tidy(repository, began)
-        raise
-    if not result.ok and receiving and _tidy(repository, began) >= LARGEST_PACK:
+    with _progress(say) as hear:
+        result = process.run(
+            argv, env=_environment(name), check=False, watch=guest.watch(name, hear),
+            most=MOST_SAID,
+        )  # fmt: skip
+    cut_off = (file.stat().st_size for file in repository.glob("objects/pack/tmp_*"))
+    if not result.ok and receiving and max(cut_off, default=0) >= LARGEST_PACK:
         said = f"fatal: the VM sent more than {LARGEST_PACK >> 30} GiB, which is refused"
         return replace(result, stderr=said)
     return result
 
 
 @contextlib.contextmanager
-def exchange(common: Path, object_format: str, refs: str) -> Iterator[Path]:
+def exchange(
+    common: Path, object_format: str, refs: str, *, taking: bool = False
+) -> Iterator[Path]:
     """A bare repository to push from: the objects of `common`, `refs`, and nothing else of it.
 
     Its settings do not count there, and git is quick to match refs by a pattern where it takes
-    seconds for many that are named.
+    seconds for many that are named. With `taking` it is one to fetch into: what comes in is kept
+    apart from those objects, in a folder among them that git clears away if we cannot.
     """
     import tempfile
 
-    with tempfile.TemporaryDirectory(prefix="agent-vm-") as name:
+    objects = common / "objects"
+    where = objects if taking else None
+    with tempfile.TemporaryDirectory(prefix="tmp_objdir-agent-vm-", dir=where) as name:
         made = Path(name)
         (made / "refs").mkdir()
         (made / "HEAD").write_text("ref: refs/heads/none\n", "utf-8")
         (made / "config").write_text(_BARE.format(object_format), "utf-8")
         (made / "packed-refs").write_text(refs, "utf-8")
-        (made / "objects").symlink_to(common / "objects")
         (made / "shallow").symlink_to(common / "shallow")
+        if taking:
+            (made / _LENT).parent.mkdir(parents=True)
+            (made / _LENT).write_text(f"{objects}\n", "utf-8", "surrogateescape")
+        else:
+            (made / "objects").symlink_to(objects)
         yield made
+
+
+def take(apart: Path, common: Path, new: str, known: Sequence[str]) -> None:
+    """Move what was fetched into an `exchange` to the objects of `common`.
+
+    Git counts an object of ours as sent when the VM only names it, a private commit for one, which
+    the next push would then bring in. So all that is not part of `known`, which the VM was given,
+    must have come. Raises AgentVMError.
+    """
+    names = ("--git-dir=.", "--no-replace-objects", "rev-list", "--objects", "--no-object-names")
+    asked = run(apart, *names, new, *(f"^{commit}" for commit in known), check=False)
+    if not asked.ok:
+        raise explain(asked, "looking at what the VM sent")
+    (apart / _LENT).unlink()
+    came = (
+        "--git-dir=.",
+        "cat-file",
+        "--batch-all-objects",
+        "--unordered",
+        "--batch-check=%(objectname)",
+    )
+    unsent = set(asked.stdout.split()).difference(output(apart, *came).split())
+    if unsent and known:
+        unsent.difference_update(output(common, *names, *known).split())
+    if unsent:
+        raise AgentVMError(f"the VM named {min(unsent)}, which it did not send")
+    for suffix in ("pack", "rev", "idx"):  # with its index a pack counts
+        for file in apart.glob(f"objects/pack/*.{suffix}"):
+            file.rename(common / "objects" / "pack" / file.name)
 
 
 @contextlib.contextmanager
@@ -178,25 +214,6 @@ def _progress(say: Say) -> Iterator[Callable[[str], None]]:
     finally:
         if told:
             say("\r")
-
-
-def _tidy(repository: Path, since: float) -> int:
-    """Remove what git leaves when it is ended: locks of refs that are on their way, and packs.
-
-    The size of a pack that was cut off or refused, which git would keep for two weeks.
-    """
-    asked = ("rev-parse", "--git-path", "objects/pack", "--git-path", INCOMING)
-    packs, refs = (repository / line for line in output(repository, *asked).splitlines())
-    for lock in refs.rglob("*.lock"):
-        with contextlib.suppress(FileNotFoundError):
-            if lock.stat().st_mtime >= since:
-                lock.unlink()
-    size = 0
-    for file in packs.glob("tmp_*"):
-        if (found := file.stat()).st_mtime >= since:
-            size = max(size, found.st_size)
-            file.unlink()
-    return size
 
 
 def check_branch(branch: str) -> None:

@@ -148,9 +148,9 @@ def fetch(ws: Workspace, say: Say) -> tuple[Fetched, Contents]:
     The branch moves only when that loses nothing; where it cannot, `Fetched.advice` says what to
     do. Raises AgentVMError when there is no such workspace or git fails.
     """
-    before, contents = _bring(ws, say)
+    new, before, contents = _bring(ws, say)
     branch = _commits(ws)[0]
-    new, earlier = _settle(ws, before)
+    earlier = _settle(ws, before, new)
     remember(ws, fetched=new)
     count = _new_commits(ws.repository.path, new, before, branch) if new != before else 0
     say(f"fetched {many(count, 'commit')}" if count else "nothing new")
@@ -167,18 +167,26 @@ def fetch(ws: Workspace, say: Say) -> tuple[Fetched, Contents]:
     return Fetched(ws.ref, count, merged, advice, runs, clashes, earlier), contents
 
 
-def _bring(ws: Workspace, say: Say) -> tuple[str, Contents]:
-    """Fetch to `ws.incoming`; the commit of `ws.ref` so far, and what else is in the workspace."""
+def _bring(ws: Workspace, say: Say) -> tuple[str, str, Contents]:
+    """Fetch the branch's commit; with the one of `ws.ref` so far, and what else is in there."""
     branch, before = _commits(ws)
-    with process.side_by_side() as threads:
+    known, repo = list(filter(None, (branch, before))), ws.repository
+    refs = "".join(f"{commit} refs/known/{at}\n" for at, commit in enumerate(known))
+    with (
+        process.side_by_side() as threads,
+        git.exchange(repo.common, repo.object_format, refs, taking=True) as apart,
+    ):
         looking = threads.submit(_look, ws)
-        result = git.transfer(
-            ws.repository.path, ws.vm, *_naming(branch, before), "--no-tags",
-            "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance",
-            "--progress", *_by(ws, "upload-pack"), "--", ws.url,
-            f"+refs/heads/{ws.branch}:{ws.incoming}", say=say,
-        )  # fmt: skip
-        contents = looking.result()
+        # Not by `git fetch`: it also takes what is told as a change of an object that only we have.
+        wanted = (*_by(ws, "upload-pack"), ws.url, f"refs/heads/{ws.branch}")
+        result = git.transfer(apart, ws.vm, "fetch-pack", "--keep", *wanted, say=say)
+        contents = _there(ws, looking.result(), result)
+        new = _taken(ws, apart, result, known)
+    return new, before, contents
+
+
+def _there(ws: Workspace, contents: Contents | None, result: Result) -> Contents:
+    """What is in the workspace that was fetched from; raises AgentVMError where that failed."""
     if contents is None:
         raise AgentVMError(
             f"there is no workspace of {ws.branch} in the VM",
@@ -188,7 +196,25 @@ def _bring(ws: Workspace, say: Say) -> tuple[str, Contents]:
         raise AgentVMError(f"fetching {ws.branch} failed: {contents.trouble}")
     if not result.ok:
         raise git.explain(result, f"fetching {ws.branch}")
-    return before, contents
+    return contents
+
+
+def _taken(ws: Workspace, apart: Path, result: Result, known: Sequence[str]) -> str:
+    """The commit that came in, once it is among the repository's objects."""
+    told = re.search(
+        rf"^(\S+) {re.escape(f'refs/heads/{ws.branch}')}$", result.stdout, re.MULTILINE
+    )
+    new = told[1] if told else ""
+    if new in known:
+        return new
+    try:
+        git.take(apart, ws.repository.common, new, known)
+    except AgentVMError as error:
+        raise AgentVMError(f"fetching {ws.branch} failed: {error}") from None
+    found = git.commit(ws.repository.path, new)
+    if not found:
+        raise AgentVMError(f"fetching {ws.branch} failed: the VM sent something else than commits")
+    return found
 
 
 def _look(ws: Workspace) -> Contents | None:
@@ -199,24 +225,20 @@ def _look(ws: Workspace) -> Contents | None:
         return Contents(trouble=str(error))
 
 
-def _settle(ws: Workspace, before: str) -> tuple[str, str]:
-    """Move `ws.ref` to what came in; its commit, and the ref of what it had and lost ("": none).
+def _settle(ws: Workspace, before: str, new: str) -> str:
+    """Move `ws.ref` from one commit to another; the ref of what it had and lost ("": none).
 
     All or nothing: what was fetched once stays in reach whatever the guest does to its branch.
     """
     repo = ws.repository.path
-    new = git.commit(repo, ws.incoming)
-    if not new:
-        git.change(repo, "update-ref", "-d", ws.incoming)
-        raise AgentVMError(f"fetching {ws.branch} failed: the VM sent something else than commits")
     earlier = ws.earlier(before) if before and _apart(repo, before, new)[0] else ""
-    steps = [f"update {ws.ref} {new} {before or '0' * len(new)}", f"delete {ws.incoming}"]
+    steps = [f"update {ws.ref} {new} {before or '0' * len(new)}"]
     if earlier:
         steps.append(f"update {earlier} {before}")
     moved = git.change(repo, "update-ref", "--stdin", stdin="\n".join([*steps, ""]))
     if not moved.ok:
         raise git.explain(moved, f"fetching {ws.branch}")
-    return new, earlier
+    return earlier
 
 
 def _included(top: Path, paths: Sequence[str]) -> bytes:
@@ -327,12 +349,6 @@ def _checked_out(repo: Path, branch: str) -> Path | None:
         if entry == f"branch {branch}":
             return tree if tree and tree.is_dir() else None
     return None
-
-
-def _naming(*commits: str) -> list[str]:
-    """A fetch that names to the VM only what it was given: other branches are not its business."""
-    tips = [f"--negotiation-tip={commit}" for commit in commits if commit]
-    return ["fetch", *tips] if tips else ["-c", "fetch.negotiationAlgorithm=noop", "fetch"]
 
 
 def _commits(ws: Workspace) -> tuple[str, str]:

@@ -89,11 +89,6 @@ class Workspace:
         """Where fetched commits are kept on the host, whatever becomes of the branch."""
         return f"refs/agent-vm/{self.folder}/{self.branch}"
 
-    @property
-    def incoming(self) -> str:
-        """Where a fetch puts what comes in, until `ref` moves."""
-        return f"{git.INCOMING}/{self.folder}/{self.branch}"
-
     def earlier(self, commit: str) -> str:
         """Where a commit stays that was fetched before the guest rewrote the branch."""
         return f"refs/agent-vm-earlier/{self.folder}/{commit[:12]}"

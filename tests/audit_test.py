@@ -305,10 +305,12 @@ OFF = {
     "hooks": ("sync", "from agent_vm_tasks import git; git._CALM = ()"),
     "tags": (
         "sync",
-        "from agent_vm_tasks import git; real = git.transfer\n"
-        "def transfer(*args, **more):\n"
-        "    return real(*(arg for arg in args if arg != '--no-tags'), **more)\n"
-        "git.transfer = transfer",
+        "from agent_vm_tasks import git, sync; apart = sync._bring\n"
+        "def bring(ws, say):\n"
+        "    refs = f'+refs/heads/{ws.branch}:{ws.ref}'\n"
+        "    git.transfer(ws.repository.path, ws.vm, 'fetch', ws.url, refs)\n"
+        "    return apart(ws, say)\n"
+        "sync._bring = bring",
     ),
     "terminal": ("terminal", "from agent_vm_tasks import console; console._escape = str"),
     "trust": ("trust", "from agent_vm_tasks import trust; trust.require = lambda _: None"),

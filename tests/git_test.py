@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 import unicodedata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -164,25 +163,3 @@ def test_a_transfer_trusts_only_the_repository_it_works_in(
     plain_git(home, "config", "--global", "safe.directory", str(repository))
     guest.run("git init --quiet --bare target")
     assert git.transfer(repository, VM, "push", f"{VM}:target", "main").ok
-
-
-def test_a_transfer_that_ctrl_c_ends_leaves_no_lock(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = process.run
-    folder = repository / ".git" / git.INCOMING / "app-fix"
-    folder.mkdir(parents=True)
-    (folder / "theirs.lock").touch()
-    os.utime(folder / "theirs.lock", (1, 1))
-
-    def ended(argv: list[str], **more: Any) -> Result:  # noqa: ANN401
-        if "fetch" not in argv:
-            return run(argv, **more)
-        (folder / "fix.lock").touch()
-        os.utime(folder / "fix.lock", (time.time(),) * 2)  # the kernel's own clock is a coarse one
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(process, "run", ended)
-    with pytest.raises(KeyboardInterrupt):
-        git.transfer(repository, VM, "fetch")
-    assert [path.name for path in folder.iterdir()] == ["theirs.lock"]

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from agent_vm_tasks import git as host_git
-from agent_vm_tasks import host, process
+from agent_vm_tasks import host, process, sync
+from agent_vm_tasks.workspaces import Contents
 from tests.conftest import git
 
 if TYPE_CHECKING:
@@ -40,6 +41,24 @@ def ws(ws: Workspace, repository: Path) -> Workspace:
     """The workspace of branch fix, which is checked out here: its files are what a fetch writes."""
     git(repository, "checkout", "--quiet", "fix")
     return ws
+
+
+@pytest.fixture
+def fetching(on: bool, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether a fetch keeps apart what comes; without, it is git's own in the user's repository."""
+    if not on:
+        monkeypatch.setattr(sync, "_bring", plainly)
+    return on
+
+
+def plainly(ws: Workspace, *_: object) -> tuple[str, str, Contents]:
+    repo, before = ws.repository.path, sync._commits(ws)[1]
+    done = host_git.transfer(repo, ws.vm, "fetch", ws.url, f"+refs/heads/{ws.branch}:refs/plain")
+    assert done.ok, done.stderr
+    new = git(repo, "rev-parse", "refs/plain")
+    git(repo, "update-ref", "-d", "refs/plain")
+    (repo / ".git/FETCH_HEAD").unlink()
+    return new, before, Contents()
 
 
 @pytest.fixture

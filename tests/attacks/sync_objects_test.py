@@ -263,7 +263,10 @@ def serve(guest: Guest, body: str) -> None:
     program.chmod(0o755)
 
 
-ASK = "out.write(b'0000'); out.flush()\nwhile b'done' not in sys.stdin.buffer.readline(): pass\n"
+ASK = (
+    "out.write(b'0000'); out.flush()\n"
+    "while (line := sys.stdin.buffer.readline()) and b'done' not in line: pass\n"
+)
 CAPABLE = "side-band-64k ofs-delta"
 
 
@@ -295,6 +298,71 @@ def test_a_peer_that_offers_what_it_does_not_have(guest: Guest, ws: Workspace) -
     assert re.search(
         "did not send all necessary objects|bad object|not a valid object", refused(ws)
     )
+
+
+COMMIT, TREE, BLOB, CHANGE = 1, 2, 3, 7
+"""The kinds of what a pack holds (gitformat-pack(5))."""
+KINDS = {COMMIT: "commit", TREE: "tree", BLOB: "blob"}
+SECRET = "secret\n" * 10
+
+
+def named(kind: int, content: bytes) -> str:
+    """The id of an object."""
+    head = f"{KINDS[kind]} {len(content)}\0".encode()
+    return hashlib.sha1(head + content).hexdigest()  # noqa: S324
+
+
+def packed(*entries: tuple[int, bytes]) -> bytes:
+    """A pack; the content of a change begins with the id of the object that it changes."""
+    body = b"PACK" + struct.pack(">II", 2, len(entries))
+    for kind, whole in entries:
+        base, content = (whole[:20], whole[20:]) if kind == CHANGE else (b"", whole)
+        body += bytes([kind << 4 | len(content) & 15 | 0x80, len(content) >> 4])
+        body += base + zlib.compress(content)
+    return body + hashlib.sha1(body).digest()  # noqa: S324
+
+
+def stolen(private: dict[str, str], parent: str, what: str) -> tuple[str, bytes]:
+    """What a guest that knows ids of private objects, and no more, offers and sends for it."""
+    if what == "commit":
+        return private["commit"], packed()
+    blob, sent = private["file"], list[tuple[int, bytes]]()
+    if what == "change":  # the whole file, and a dot
+        size, base = len(SECRET), bytes.fromhex(blob)
+        sent.append((CHANGE, base + bytes([size, size + 1, 0x90, size, 1]) + b"."))
+        blob = named(BLOB, f"{SECRET}.".encode())
+    tree, folder = private["folder"], b"100644 taken\0" + bytes.fromhex(blob)
+    if what != "folder":
+        tree = named(TREE, folder)
+        sent.append((TREE, folder))
+    who = "A <a@example.org> 1 +0000"
+    text = f"tree {tree}\nparent {parent}\nauthor {who}\ncommitter {who}\n\nx\n".encode()
+    return named(COMMIT, text), packed(*sent, (COMMIT, text))
+
+
+@pytest.mark.parametrize("what", ["commit", "folder", "file", "change"])
+def test_what_the_guest_only_names_does_not_become_part_of_the_branch(
+    fetching: bool, guest: Guest, ws: Workspace, repository: Path, what: str
+) -> None:
+    """It would go in with the next push."""
+    parent = git(repository, "rev-parse", "fix")
+    git(repository, "checkout", "--quiet", "-b", "private")
+    commit(repository, "taken", SECRET)
+    names = {"commit": "HEAD", "folder": "HEAD^{tree}", "file": "HEAD:taken"}
+    private = {name: git(repository, "rev-parse", spec) for name, spec in names.items()}
+    git(repository, "checkout", "--quiet", "main")
+    tip, pack = stolen(private, parent, what)
+    serve(
+        guest,
+        f"say(b'{tip} refs/heads/fix\\0 side-band-64k ofs-delta thin-pack\\n')\n{ASK}"
+        f"say(b'NAK\\n'); say(b'\\1' + {pack!r}); out.write(b'0000')",
+    )
+    if fetching:
+        said = refused(ws)
+        assert ("which it did not send" in said) or ("unresolved delta" in said)
+    else:
+        fetch(ws)
+        assert git(repository, "show", f"{ws.ref}:taken").startswith("secret")
 
 
 def test_a_peer_that_sends_another_repository(guest: Guest, ws: Workspace, inside: Path) -> None:

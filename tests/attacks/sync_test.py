@@ -198,18 +198,8 @@ def own_files(repository: Path) -> dict[str, bytes]:
 
 
 def test_tags_and_other_refs_do_not_come_in(
-    *,
-    on: bool,
-    guest: Guest,
-    repository: Path,
-    ws: Workspace,
-    inside: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    *, fetching: bool, guest: Guest, repository: Path, ws: Workspace, inside: Path
 ) -> None:
-    if not on:
-        real = host_git.transfer
-        monkeypatch.setattr(host_git, "transfer", lambda *args, **more: real(
-            *(arg for arg in args if arg != "--no-tags"), **more))  # fmt: skip
     git(repository, "tag", "v1")
     git(repository, "config", "fetch.prune", "true")
     git(repository, "config", "fetch.pruneTags", "true")
@@ -220,7 +210,7 @@ def test_tags_and_other_refs_do_not_come_in(
     fetch(ws)
     new = git(repository, "rev-parse", "fix")
     came = {"refs/heads/fix": new, ws.ref: new}
-    came |= {} if on else {"refs/tags/main": new}
+    came |= {} if fetching else {"refs/tags/main": new}
     assert refs(repository) == {**before, **came}
 
 
@@ -232,17 +222,14 @@ def refs(repository: Path) -> dict[str, str]:
 @pytest.mark.parametrize("branch_is_here", [True, False])
 def test_commits_of_other_branches_are_not_named(
     *,
-    on: bool,
+    fetching: bool,
     guest: Guest,
     repository: Path,
     ws: Workspace,
     inside: Path,
     branch_is_here: bool,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The guest's upload-pack listens: an id it learns it could claim as its own and be given."""
-    if not on:
-        monkeypatch.setattr(sync, "_naming", lambda *_: ["fetch"])
     given = git(repository, "rev-list", "fix").splitlines()
     git(repository, "checkout", "--quiet", "-b", "private")
     for number in range(3):
@@ -255,8 +242,8 @@ def test_commits_of_other_branches_are_not_named(
     heard = (guest.home / "heard").read_bytes().decode("ascii", "replace")
     assert "want " in heard
     named = set(re.findall(r"have ([0-9a-f]{40})", heard))
-    assert (named <= set(given)) is on
-    assert not on or bool(named) is branch_is_here
+    assert (named <= set(given)) is fetching
+    assert not fetching or bool(named) is branch_is_here
 
 
 def test_only_the_branch_is_sent(

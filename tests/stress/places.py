@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 OWN = "refs/agent-vm"
 """agent-vm's refs. Inside a push makes them: what only they hold there is the host's."""
-_INCOMING = "refs/agent-vm-incoming"
 _ENV = {
     "PATH": os.environ["PATH"],
     "GIT_CONFIG_GLOBAL": "/dev/null",
@@ -129,7 +128,7 @@ def look(folder: Path, *, inside: bool = False) -> Place:
     listed = _git(folder, "for-each-ref", "--format=%(refname) %(objectname)")
     refs = dict(line.split(" ") for line in listed.stdout.splitlines())
     head = (_read(folder / ".git/HEAD") or b"").decode().strip().removeprefix("ref: ")
-    hidden = [f"--exclude={name}*" for name in ("refs/stash", OWN if inside else _INCOMING)]
+    hidden = [f"--exclude={name}*" for name in ("refs/stash", OWN)[: 2 if inside else 1]]
     tips = ["--all"] if head.startswith("refs/") and head not in refs else ["--all", "HEAD"]
     commits = _git(folder, "rev-list", *hidden, *tips).stdout.split()
     log = ["--walk-reflogs", "refs/stash"] if "refs/stash" in refs else []
