@@ -20,6 +20,7 @@ from agent_vm_tasks.guest import ssh as guest_ssh
 from agent_vm_tasks.main import program
 from agent_vm_tasks.stages import Stage
 from tests.conftest import VM, commit, git, wait_until
+from tests.terminals import terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -334,5 +335,23 @@ def test_a_session_in_tmux_does_not_fill_the_clipboard(
         wait_until((guest.home / "copied").exists, "the session does not start")
         time.sleep(0.5)
         assert process.run([*tmux, "show-buffer"], check=False).stdout == ("" if on else "stolen")
+    finally:
+        process.run([*tmux, "kill-server"], check=False)
+
+
+def test_tmux_hands_on_nothing_that_is_wrapped_for_its_own_terminal(
+    guest: Guest, tmp_path: Path, *, on: bool
+) -> None:
+    """Its default, too (allow-passthrough); where it is on, set-clipboard does not matter."""
+    wrapped = r"printf '\033Ptmux;\033\033]52;c;c3RvbGVu\007\033\\'; echo co''pied"
+    connect = shlex.join([*guest_ssh(VM), "-t", "-e", "none", wrapped])
+    conf = "set -s set-clipboard off\n" + ("" if on else "set -g allow-passthrough on\n")
+    (tmp_path / "conf").write_text(conf)
+    tmux = ["tmux", "-S", str(tmp_path / "socket"), "-f", str(tmp_path / "conf")]
+    env = {**os.environ, "TERM": "xterm-256color"}
+    try:
+        with terminal([*tmux, "new-session", f"{connect}; sleep 60"], env=env) as outer:
+            outer.wait_for("copied")
+            assert (b"\x1b]52;c;c3RvbGVu" in outer.seen) is not on
     finally:
         process.run([*tmux, "kill-server"], check=False)
