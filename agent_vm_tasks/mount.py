@@ -172,17 +172,22 @@ def unmount(settings: Settings, *, force: bool = False) -> bool:
         return False
     if not there.ours:
         raise AgentVMError(f"{path} is a mount of something else ({there.source})")
-    pid = server(path)
-    command = ["umount"] if host.is_macos() else ["fusermount3", "-uz" if force else "-u"]
-    result = process.run([*command, str(path)], check=False, timeout=30)
-    if force and pid:
-        os.kill(pid, signal.SIGKILL)
+    if force and (pid := server(path)):  # first: what unmounts may wait for it
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    result = process.run([*_unmounting(force=force), str(path)], check=False, timeout=30)
     if current(path):
         raise AgentVMError(
             f"{path} could not be unmounted: {result.reason}",
             "close what is open there, or use `agent-vm unmount --force`",
         )
     return True
+
+
+def _unmounting(*, force: bool) -> list[str]:
+    if host.is_macos():
+        return ["umount", "-f"] if force else ["umount"]
+    return ["fusermount3", "-uz" if force else "-u"]
 
 
 def refuse_inside(settings: Settings, folder: Path) -> None:

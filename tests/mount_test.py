@@ -15,7 +15,8 @@ from agent_vm_tasks import guest as ssh_guest
 from agent_vm_tasks import host, mount, settings
 from agent_vm_tasks.errors import AgentVMError
 
-from .conftest import VM, free_port, mounts, ssh_config, wait_until
+from .conftest import VM, free_port, leading, mounts, ssh_config, wait_until
+from .programs import calls, script
 
 if TYPE_CHECKING:
     from agent_vm_tasks.settings import Settings
@@ -99,6 +100,24 @@ def test_a_frozen_server_does_not_stop_force(chosen: Settings, mounted: Path, ho
     assert mount.unmount(chosen, force=True)
     assert not mounts(home)
     wait_until(lambda: mount.server(mounted) is None, "sshfs still runs")
+
+
+def test_force_on_macos_does_not_wait_for_a_server_that_hangs(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in for umount waits for the server's end, as one may that asks it."""
+    chosen = settings.load()
+    point, there = mount.point(chosen), tmp_path / "there"
+    there.touch()
+    with leading("sleep", "100") as child:
+        script(tmp_path, "ps", f'echo "{child.pid} sshfs vm:workspace {point}"')
+        script(tmp_path, "mount", f'[ ! -e {there} ] || echo "vm on {point} (macfuse, nodev)"')
+        alive = f'grep -q ") S" /proc/{child.pid}/stat'
+        script(tmp_path, "umount", f"while {alive}; do sleep 0.1; done; rm {there}")
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        monkeypatch.setattr(host, "is_macos", lambda: True)
+        assert mount.unmount(chosen, force=True)
+    assert f"umount -f {point}" in calls(tmp_path)
 
 
 def test_files_of_this_machine_are_not_hidden(chosen: Settings, home: Path) -> None:

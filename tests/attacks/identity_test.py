@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +20,7 @@ from agent_vm_tasks import guest as ssh_guest
 from agent_vm_tasks.guest import UnreachableError
 from agent_vm_tasks.image import Image
 from agent_vm_tasks.settings import Settings, Vm
-from tests.conftest import VM
+from tests.conftest import VM, running_sshd, ssh_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -113,13 +114,40 @@ NAMES = {"name": "agent", "uid": 1000, "home": "/home/agent", "comment": ""}
 OF_THE_HOST = r"^(user:.*|timezone:.*)$"
 
 
-def test_no_name_of_this_machine_goes_in(lima_fills: Callable[..., dict[str, Any]]) -> None:
+def test_no_name_of_this_machine_goes_in(
+    lima_fills: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Lima gives a VM the name, real name and uid of who makes it, and the time zone."""
+    if os.geteuid() == 0:  # our own account for it has no real name
+        monkeypatch.setattr(host, "service_user", lambda: "nobody")
     text = render.lima_yaml(Settings(vm=Vm(ca_certs=())), [Image("/disk.qcow2")], "key")
     filled = lima_fills(text)
     assert {key: filled["user"][key] for key in NAMES} == NAMES
     assert not filled.get("timezone")
-    user = pwd.getpwnam(host.service_user() or getpass.getuser())
     bare = lima_fills(re.sub(OF_THE_HOST, "", text, flags=re.MULTILINE))
-    assert bare["user"]["uid"] == user.pw_uid
-    assert bare["user"]["name"] == user.pw_name
+    user = pwd.getpwnam(host.service_user() or getpass.getuser())
+    assert {key: bare["user"][key] for key in NAMES} == {
+        "name": user.pw_name, "uid": user.pw_uid, "home": f"/home/{user.pw_name}.guest",
+        "comment": user.pw_gecos.partition(",")[0],
+    }  # fmt: skip
+
+
+def test_the_users_display_is_not_lent(
+    guest: Guest, home: Path, monkeypatch: pytest.MonkeyPatch, *, on: bool
+) -> None:
+    """To a VM whose sshd asks for it; off, our ssh reads the user's configuration first."""
+    if not shutil.which("xauth"):
+        pytest.skip("xauth is not installed")
+    asking = home / "sshd"
+    asking.mkdir()
+    text = (guest.sshd.folder / "sshd_config").read_text()
+    (asking / "sshd_config").write_text(f"X11Forwarding yes\n{text}")
+    (home / "user.config").write_text("ForwardX11 yes\nForwardX11Trusted yes\n")
+    monkeypatch.setenv("DISPLAY", ":77")
+    with running_sshd(replace(guest.sshd, folder=asking), guest.sshd.folder / "host") as port:
+        text = ssh_config(guest.sshd, port)
+        users = "" if on else f"Include {home}/user.config\n"
+        ssh_guest.config(VM).write_text(f"{users}{text}")
+        assert ssh_guest.enter(VM, "echo display=$DISPLAY > seen") == 0
+    seen = (guest.home / "seen").read_text()
+    assert re.fullmatch("display=\n" if on else r"display=localhost:\d+\.0\n", seen)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import time
 import unicodedata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,10 +20,10 @@ from agent_vm_tasks.guest import ssh as guest_ssh
 from agent_vm_tasks.main import program
 from agent_vm_tasks.stages import Stage
 from tests.conftest import VM, commit, git, wait_until
+from tests.terminals import terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.conftest import Guest, Limactl
 
@@ -28,11 +31,12 @@ EVIL = "\x1b]0;owned\x07\x1b[2J\x7f\x9b31m\u202e\r"
 SHOWN = r"\x1b]0;owned\x07\x1b[2J\x7f\x9b31m\u202e\r"
 FAKE = "agent-vm: all is well"
 LIE = f"{EVIL}\n{FAKE}\n"
+WORSE = f"{LIE}worse: {EVIL}\n"
 ANSWERS = {
-    "complains": ("", LIE, 1),
+    "complains": ("", WORSE, 1),
     "lies": (f"{LIE}\0" * 24, LIE, 0),
     "says numbers": (f"{'9' * 5000}\0" * 24, "", 0),
-    "stays away": ("", LIE, 255),
+    "stays away": ("", WORSE, 255),
 }
 """What a guest without a shell of ours prints, complains and returns, whatever it is asked."""
 VERBS = [
@@ -41,6 +45,8 @@ VERBS = [
     "refresh-home --force", "secrets", "secrets --clear", "start", "status", "status --json",
     "tools", "tools --json",
 ]  # fmt: skip
+TOLD = [("refresh-home", "lies")]
+"""The verbs that print what the guest gives as an answer; its complaints all of them print."""
 
 
 @pytest.fixture
@@ -77,7 +83,9 @@ def test_a_guest_that_answers_as_it_likes(
     (guest.home / "out").write_text(out)
     (guest.home / "complaint").write_text(complaint)
     executable(guest.home / "bin/bash", f"cat ~/out; cat ~/complaint >&2; exit {status}")
-    said(capfd, *verb.split())
+    told = answer in {"complains", "stays away"} or (verb.split(maxsplit=1)[0], answer) in TOLD
+    text = said(capfd, *verb.split())
+    assert (SHOWN[:10] in text or SHOWN[:10].replace("x", "u00") in text) is told, text
 
 
 @given(st.text())
@@ -207,8 +215,7 @@ def test_progress_of_the_guests_programs(
     guest: Guest, inside: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "WATCH", 0.1)
-    words = f"printf %s {q('Resolving deltas: 1' + EVIL)} >&2; sleep 1"
-    executable(guest.home / "bin/git-receive-pack", words)
+    progress(inside, guest)
     assert "Resolving deltas: 1" + SHOWN.removesuffix(r"\r") in said(capfd, "push", "fix")
 
 
@@ -234,8 +241,20 @@ def test_a_folders_name_that_looks_like_a_line_of_ours(
     assert "Deleted 0 workspaces." not in text.splitlines()
 
 
+def a_deleted_workspace(inside: Path, _: Guest) -> None:
+    commit(inside, "work")
+    inside.rename(inside.parent / f"{EVIL}x")
+    program.run(["agent-vm", "clean-all", "--force"], exit=False)
+
+
+def progress(_: Path, guest: Guest) -> None:
+    words = f"printf %s {q('Resolving deltas: 1' + EVIL)} >&2; sleep 1"
+    executable(guest.home / "bin/git-receive-pack", words)
+
+
 WOULD: dict[str, tuple[str, Callable[[Path, Guest], object]]] = {
     "a folder": ("status", lambda inside, _: (inside.parent / f"{EVIL}x").mkdir()),
+    "a folder, as JSON": ("status --json", lambda inside, _: (inside.parent / f"{EVIL}x").mkdir()),
     "a file": ("fetch fix", lambda inside, _: commit(inside, f"{EVIL}/.envrc")),
     "an error": (
         "fetch fix",
@@ -246,6 +265,17 @@ WOULD: dict[str, tuple[str, Callable[[Path, Guest], object]]] = {
     "a commit": (
         "git fix -- log -1",
         lambda inside, guest: guest.run(f"git commit -q --allow-empty -m {q(EVIL)}", cwd=inside),
+    ),
+    "a deleted workspace": ("undo", a_deleted_workspace),
+    "a deleted workspace, as JSON": ("undo --json", a_deleted_workspace),
+    "progress": ("push fix", progress),
+    "the console": (
+        "logs",
+        lambda *_: (Path(os.environ["LIMA_HOME"]) / VM / "serial.log").write_text(EVIL),
+    ),
+    "a refusal": (
+        "secrets",
+        lambda _, guest: executable(guest.home / "bin/bash", f"echo {q(EVIL)} >&2; exit 1"),
     ),
 }
 """What the guest makes, and the command that prints it."""
@@ -263,13 +293,21 @@ def test_what_is_not_escaped_would_steer_it(
 ) -> None:
     command, make = WOULD[what]
     make(inside, guest)
+    capfd.readouterr()
     if not on:
         monkeypatch.setattr(console, "_escape", str)
+        real = json.dumps
+        monkeypatch.setattr(json, "dumps", lambda *given, **more: unescaped(real(*given, **more)))
+    monkeypatch.setattr(process, "WATCH", 0.1)
     monkeypatch.setattr("sys.argv", ["agent-vm", *command.split()])
     program.run(exit=False)
     out, err = capfd.readouterr()
     assert ("\x1b[2J" in out + err) is not on
-    assert (r"\x1b[2J" in out + err) is on
+    assert (r"\x1b[2J" in out + err or r"\u001b[2J" in out + err) is on
+
+
+def unescaped(text: str) -> str:
+    return text.encode().decode("unicode_escape")
 
 
 def q(text: str) -> str:
@@ -297,5 +335,23 @@ def test_a_session_in_tmux_does_not_fill_the_clipboard(
         wait_until((guest.home / "copied").exists, "the session does not start")
         time.sleep(0.5)
         assert process.run([*tmux, "show-buffer"], check=False).stdout == ("" if on else "stolen")
+    finally:
+        process.run([*tmux, "kill-server"], check=False)
+
+
+def test_tmux_hands_on_nothing_that_is_wrapped_for_its_own_terminal(
+    guest: Guest, tmp_path: Path, *, on: bool
+) -> None:
+    """Its default, too (allow-passthrough); where it is on, set-clipboard does not matter."""
+    wrapped = r"printf '\033Ptmux;\033\033]52;c;c3RvbGVu\007\033\\'; echo co''pied"
+    connect = shlex.join([*guest_ssh(VM), "-t", "-e", "none", wrapped])
+    conf = "set -s set-clipboard off\n" + ("" if on else "set -g allow-passthrough on\n")
+    (tmp_path / "conf").write_text(conf)
+    tmux = ["tmux", "-S", str(tmp_path / "socket"), "-f", str(tmp_path / "conf")]
+    env = {**os.environ, "TERM": "xterm-256color"}
+    try:
+        with terminal([*tmux, "new-session", f"{connect}; sleep 60"], env=env) as outer:
+            outer.wait_for("copied")
+            assert (b"\x1b]52;c;c3RvbGVu" in outer.seen) is not on
     finally:
         process.run([*tmux, "kill-server"], check=False)

@@ -25,7 +25,7 @@ from tests.attacks import internet
 from tests.attacks.proxy_test import PUBLIC, UNSHARE, Internet, reached
 
 from .conftest import NAME, User, inside, lima_home
-from .network_test import services  # noqa: F401  a fixture
+from .network_test import own, services  # noqa: F401  fixtures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,7 +144,8 @@ def test_the_list_is_all_that_is_reached(listed: User, net: Internet) -> None:
 PATHS = """
 for way in "http://192.168.5.2:{tcp}" "http://192.168.5.3:{tcp}" "http://192.168.5.100:{tcp}" \
     "http://[fec0::2]:{tcp}" "http://127.0.0.1:{tcp}" "http://inside.good.org:{tcp}" \
-    "http://0x7f.1:{tcp}" "http://[::ffff:127.0.0.1]:{tcp}" "http://localhost:{tcp}"; do
+    "http://0x7f.1:{tcp}" "http://[::ffff:127.0.0.1]:{tcp}" "http://localhost:{tcp}" \
+    "http://[::ffff:192.168.5.2]:{tcp}" "http://{own}:{at}" "http://[::ffff:{own}]:{at}"; do
     curl -s --http0.9 --max-time 5 --noproxy '*' "$way"
     curl -s --http0.9 --max-time 5 --noproxy '' "$way"
     curl -s --http0.9 --max-time 5 --noproxy '' --proxytunnel "$way"
@@ -152,18 +153,20 @@ done
 """
 
 
-def test_no_way_leads_to_this_machines_loopback(
+def test_no_way_leads_to_this_machine(
     listed: User,
     services: Services,  # noqa: F811
+    own: Services,  # noqa: F811
 ) -> None:
     """By the product's own proxy; with mode open what is sought here arrives (network_test)."""
-    tcp = services.tcp.getsockname()[1]
+    tcp, (address, at) = services.tcp.getsockname()[1], own.tcp.getsockname()
     listed.agent_vm("network")
-    said = ssh(listed, PATHS.format(tcp=tcp))
+    said = ssh(listed, PATHS.format(tcp=tcp, own=address, at=at))
     assert "SECRET" not in said
     assert "was refused" in said
-    assert services.tried(listed) == ""
-    assert services.heard() == b""
+    for each in (services, own):
+        assert each.tried(listed) == ""
+        assert each.heard() == b""
 
 
 @pytest.mark.parametrize(
