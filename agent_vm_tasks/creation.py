@@ -24,6 +24,10 @@ _PEM = r"-----BEGIN OPENSSH PRIVATE KEY-----\n([^-]*)-----END"
 _ED25519 = b"\0\0\0\x0bssh-ed25519\0\0\0\x20"
 """What comes before the 32 bytes of such a key (RFC 8709)."""
 
+_NEVER = ("mounts", "copyToHost", "networks", "additionalDisks", "env")
+_NOT_BY_SSH = ("forwardAgent", "forwardX11", "loadDotSSHPubKeys")
+"""What no VM of ours has: keys of Lima's configuration, and of its table ssh."""
+
 
 def fitted(settings: Settings) -> tuple[Settings, list[str]]:
     """The settings with defaults cut to what this host has; asking for more is a UsageError."""
@@ -153,42 +157,39 @@ def refuse_strange(created: Instance, yaml: str) -> None:
     """Compare Lima's effective configuration with what was asked for, before each boot.
 
     The user's own Lima defaults and overrides are mixed into every instance ($LIMA_HOME/_config,
-    Lima's load.go) and could add mounts, forwards or scripts. Raises AgentVMError naming the keys.
+    Lima's load.go) and could add mounts, forwards or scripts. So it has to be as Lima makes it
+    without them. Raises AgentVMError naming the keys.
     """
     try:
-        strange = _strange(created.config, yaml)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        strange = _strange(created.config, _closed(lima.filled(yaml)))
+    except (ValueError, TypeError) as error:
         raise AgentVMError(
-            f"the configuration of the VM {created.name} makes no sense: {error!r}",
+            f"the configuration of the VM {created.name} makes no sense: {error}",
             f"see {created.dir}/lima.yaml",
         ) from None
     if strange:
         raise AgentVMError(
             f"Lima would run {created.name} with other {', '.join(strange)} than asked for",
-            f"look into {created.dir.parent / '_config'}/default.yaml and override.yaml",
+            f"look into base.yaml, default.yaml and override.yaml of {created.dir.parent}/_config, "
+            f"and into {created.dir / 'lima.yaml'}",
         )
 
 
-def _strange(config: Mapping[str, Any], yaml: str) -> list[str]:
-    from yaml import YAMLError, safe_load
+def _closed(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for, with what each of our VMs has, whatever became of its lima.yaml."""
+    ssh = {**(asked.get("ssh") or {}), **dict.fromkeys(_NOT_BY_SSH, False)}
+    return {**asked, **dict.fromkeys(_NEVER), "plain": True, "propagateProxyEnv": False, "ssh": ssh}
 
-    try:
-        asked = safe_load(yaml)
-    except YAMLError as error:
-        raise ValueError(str(error).partition("\n")[0]) from None
-    strange = [key for key in ("mounts", "copyToHost", "networks", "additionalDisks", "env")
-               if config.get(key)]  # fmt: skip
-    strange += [key for key in ("cpus", "memory", "disk") if config.get(key) != asked.get(key)]
-    strange += [key for key in ("plain",) if config.get(key) is not True]
-    strange += [key for key in ("propagateProxyEnv",) if config.get(key) is not False]
-    ssh = config.get("ssh") or {}
-    strange += [f"ssh.{key}" for key in ("forwardAgent", "forwardX11", "loadDotSSHPubKeys")
-                if ssh.get(key)]  # fmt: skip
-    scripts = [entry.get("script") for entry in config.get("provision") or ()]
-    if scripts != [entry["script"] for entry in asked["provision"]]:
-        strange.append("provision")
-    if sorted(forwards(config)) != sorted(forwards(asked)):
-        strange.append("portForwards")
+
+def _strange(has: Mapping[str, Any], asked: Mapping[str, Any], table: str = "") -> list[str]:
+    """The keys that differ, `ssh.forwardAgent` for one; what is missing is empty or off."""
+    strange = []
+    for key in sorted({*has, *asked}):
+        one, other = has.get(key) or None, asked.get(key) or None
+        if isinstance(one, dict) and isinstance(other, dict):
+            strange += _strange(one, other, f"{table}{key}.")
+        elif one != other:
+            strange.append(f"{table}{key}")
     return strange
 
 

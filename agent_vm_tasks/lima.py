@@ -35,6 +35,9 @@ INCOMPLETE, UNKNOWN = "Incomplete", "Unknown"
 """The status, in our words, of an instance without a configuration, or with one that is no use."""
 DISKS = ("disk", "diffdisk")
 
+_NOWHERE = "/nonexistent"
+"""A folder that nobody has (Debian Policy 9.2.3)."""
+
 _SOCKET = "ssh.sock.1234567890123456"
 """What ssh names its socket before it is ready (Lima's filenames.LongestSock)."""
 
@@ -153,6 +156,27 @@ def asked(instance: Instance) -> str:
             f"the VM {instance.name} has lost its configuration: {error}",
             "`agent-vm destroy` removes it",
         ) from None
+
+
+def filled(text: str) -> dict[str, Any]:
+    """A configuration with Lima's own defaults, as if the user had no files of Lima's.
+
+    Raises ValueError when it is none.
+    """
+    argv = [host.limactl(), "template", "copy", "--fill", "-", "-"]
+    env = {**environment(), "LIMA_HOME": _NOWHERE}
+    result = process.run(argv, check=False, stdin=text, env=env, cwd="/", timeout=PATIENCE,
+                         user=host.service_user(), mortal=True)  # fmt: skip
+    if not result.ok:
+        raise ValueError(_message(result))
+    from yaml import YAMLError, safe_load
+
+    try:
+        made = dict(safe_load(result.stdout))
+    except (YAMLError, TypeError) as error:
+        raise ValueError(str(error).partition("\n")[0]) from None
+    made["vmType"] = made.get("vmType") or ("vz" if host.is_macos() else "qemu")
+    return made
 
 
 def stop(name: str, *, force: bool = False) -> None:

@@ -202,9 +202,14 @@ ADDED = ("network.allow", "packages.apt", "packages.npm", "packages.python")
 """Lists to which each file adds."""
 
 LOOSENING: Mapping[str, tuple[object, ...]] = {
+    "vm.name": (),  # what was said of a VM, its network and its walls, is not so of another one
+    "vm.cpus": (),
+    "vm.memory": (),
+    "vm.disk": (),
     "vm.image": ("auto", "cloud", "build"),
+    "vm.vm_type": (),  # what keeps the VM apart from the host
     "vm.accel": ("auto", "kvm"),
-    "vm.ca_certs": ("auto", ()),
+    "vm.ca_certs": ((),),
     "network.allow": (),
     "network.ports": (),
     "packages.debian_mirror": (),
@@ -227,6 +232,8 @@ LOOSENING: Mapping[str, tuple[object, ...]] = {
 
 An agent can change the repository's file: there they wait for the user's approval.
 """
+SHARES = ("vm.cpus", *SIZES)
+"""Of these, less than the user's own does not."""
 
 
 def load(cwd: Path | None = None) -> Settings:
@@ -403,8 +410,9 @@ def _loosens(mine: Settings, settings: Settings, key: str) -> bool:
         return False
     before, given = value(mine, key), value(settings, key)
     fewer = isinstance(given, tuple) and isinstance(before, tuple) and set(given) <= set(before)
+    less = key in SHARES and given < before
     same = given == before and key != "provision.script"  # which is a file of another folder
-    return not same and not fewer and given not in LOOSENING[key]
+    return not (same or fewer or less) and given not in LOOSENING[key]
 
 
 def _entries(file: str, document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

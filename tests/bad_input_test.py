@@ -295,7 +295,7 @@ REPOSITORIES = [
 
 LIMA = [
     ("", "start --vcpu 1024", 2, "--vcpu: vm.cpus asks for 1024 CPUs, this host has "),
-    (r"ours '[vm]\ncpus = 1024'", "connect fix", 2, "agent-vm.toml: vm.cpus asks for 1024 CPUs"),
+    (r"mine '[vm]\ncpus = 1024'", "connect fix", 2, "config.toml: vm.cpus asks for 1024 CPUs"),
     (r"""mine '[vm]\nimage = "~/gone.qcow2"'""", "start", 1,
      "vm.image: there is no file <home>/gone.qcow2"),
     (r"""mine '[vm]\nca_certs = ["~/gone.pem"]'""", "start", 1,
@@ -308,7 +308,7 @@ LIMA = [
      "provision.script: <home>/src/app/gone.sh is not a file of <home>/src/app"),
     (r"""ln -s loop.sh loop.sh; ours '[provision]\nscript = "loop.sh"'""", "push fix", 1,
      "provision.script: <home>/src/app/loop.sh is not a file of <home>/src/app"),
-    (r"""ours '[vm]\nname = "theirs"'""", "destroy --force", 1,
+    (r"""mine '[vm]\nname = "theirs"'""", "destroy --force", 1,
      "there is a Lima instance theirs that agent-vm did not make for this user"),
     ("", "logs", 1, "there is no VM agent-vm; `agent-vm start` creates it"),
 ]  # fmt: skip

@@ -159,7 +159,7 @@ class Limactl:
         log = self.folder / "calls"
         lines = log.read_text().splitlines() if log.exists() else []
         calls: list[list[str]] = [json.loads(line) for line in lines]
-        return [call for call in calls if call[0] not in {"list", "--version"}]
+        return [call for call in calls if call[0] not in {"list", "--version", "template"}]
 
     def fail(self, verb: str, message: str = "it broke", status: int = 1) -> None:
         """From now on `limactl VERB` ends with this; `repair` takes it back."""

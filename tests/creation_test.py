@@ -12,12 +12,16 @@ import yaml
 from agent_vm_tasks import creation, image, lima, render, stages
 from agent_vm_tasks.errors import AgentVMError, UsageError
 from agent_vm_tasks.image import Image
-from agent_vm_tasks.settings import Settings, Vm, with_vm
+from agent_vm_tasks.settings import Network, Settings, Vm, with_vm
 
 from .conftest import VM, a_host
 
 if TYPE_CHECKING:
     from .conftest import Limactl
+
+
+FORWARD = {"guestPort": 3000, "hostIP": "127.0.0.1", "hostPort": 3000, "static": True}
+IGNORED = {"guestIP": "0.0.0.0", "guestIPMustBeZero": False, "proto": "any", "ignore": True}  # noqa: S104
 
 
 @pytest.mark.parametrize(
@@ -39,14 +43,55 @@ if TYPE_CHECKING:
         ({"provision": []}, "provision"),
         ({"provision": [{"mode": "system", "script": "echo hi"}]}, "provision"),
         ({"mounts": [{"location": "~"}], "plain": False}, "mounts, plain"),
+        ({"portForwards": [{**FORWARD, "hostIP": "192.0.2.1"}, IGNORED]}, "portForwards"),
+        ({"portForwards": [{**FORWARD, "hostPort": 22000}, IGNORED]}, "portForwards"),
+        ({"portForwards": [{**FORWARD, "proto": "udp"}, IGNORED]}, "portForwards"),
+        ({"portForwards": [{**FORWARD, "reverse": True}, IGNORED]}, "portForwards"),
+        ({"user": {"name": "agent", "uid": 0}}, "user.home, user.shell, user.uid"),
+        ({"images": [{"location": "/theirs", "arch": "x86_64"}]}, "images"),
+        ({"hostResolver": {"enabled": True}}, "hostResolver.enabled"),
+        ({"firmware": {"images": [{"location": "/x"}], "legacyBIOS": True}}, "firmware.images"),
+        ({"vmType": "vz"}, "vmType"),
+        ({"cpus": 5}, "cpus"),
+        ({"ofALaterLima": {"enabled": True}}, "ofALaterLima"),
+        ({"ofALaterLima": {}, "another": False, "list": [], "text": "", "none": None}, ""),
     ],
 )
-def test_what_limas_own_defaults_mix_in_is_refused(extra: dict[str, Any], named: str) -> None:
-    text = render.lima_yaml(Settings(vm=Vm(ca_certs=())), [Image("/disk.qcow2")], "key")
+def test_what_limas_own_defaults_mix_in_is_refused(
+    limactl: Limactl, monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any], named: str
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    asked = Settings(vm=Vm(ca_certs=()), network=Network(ports=(3000,)))
+    text = render.lima_yaml(asked, [Image("/disk.qcow2")], "key")
+    found = an_instance({**yaml.safe_load(text), "vmType": "qemu", **extra})
+    if not named:
+        creation.refuse_strange(found, text)
+        return
     with pytest.raises(AgentVMError) as caught:
-        creation.refuse_strange(an_instance({**yaml.safe_load(text), **extra}), text)
+        creation.refuse_strange(found, text)
     assert caught.value.message == f"Lima would run agent-vm with other {named} than asked for"
-    assert "/lima/_config/default.yaml" in caught.value.hint
+    assert "default.yaml and override.yaml of /lima/_config" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("plain", False), ("propagateProxyEnv", True), ("env", {"TOKEN": "x"}),
+     ("ssh", {"forwardAgent": True}), ("mounts", [{"location": "~"}])],
+)  # fmt: skip
+def test_nor_does_it_help_to_change_what_was_asked_for(
+    limactl: Limactl, key: str, value: object
+) -> None:
+    text = render.lima_yaml(Settings(vm=Vm(ca_certs=())), [Image("/disk.qcow2")], "key")
+    changed = {**yaml.safe_load(text), "vmType": "qemu", key: value}
+    with pytest.raises(AgentVMError, match=f"with other {key}"):
+        creation.refuse_strange(an_instance(changed), yaml.safe_dump(changed))
+
+
+@pytest.mark.parametrize("text", ["", "5", "x", "[", "ssh: 5", "1: x\nx: y"])
+def test_a_configuration_that_is_none_is_an_error_of_one_line(limactl: Limactl, text: str) -> None:
+    with pytest.raises(AgentVMError, match="configuration of the VM agent-vm makes no sense") as e:
+        creation.refuse_strange(an_instance({"plain": True}), text)
+    assert "\n" not in str(e.value)
 
 
 def an_instance(config: dict[str, Any]) -> lima.Instance:

@@ -306,7 +306,7 @@ def test_every_key_of_the_dataclasses_is_checked() -> None:
 
 
 def test_repository_beats_user_beats_default_key_by_key(home: Path, repo: Path) -> None:
-    mine = write_user(home, "[vm]\ncpus = 6\nmemory = 6\n")
+    mine = write_user(home, "[vm]\ncpus = 6\nmemory = 16\n")
     theirs = write_repo(repo, "[vm]\nmemory = 12\n")
     found = settings.load(repo)
     assert (found.vm.cpus, found.vm.memory, found.vm.disk) == (6, 12288, 102400)
@@ -327,13 +327,13 @@ def test_each_files_packages_add_to_the_others(home: Path, repo: Path) -> None:
 
 def test_flags_win_and_say_so(home: Path, repo: Path) -> None:
     write_user(home, "[vm]\ncpus = 6\n")
-    write_repo(repo, "[vm]\nmemory = 12\n")
+    write_repo(repo, "[vm]\nmemory = 6\n")
     before = settings.load(repo)
     found = settings.with_vm(before, cpus="8", memory="16", disk="200GiB")
     assert (found.vm.cpus, found.vm.memory, found.vm.disk) == (8, 16384, 204800)
     paths = ("vm.cpus", "vm.memory", "vm.disk", "vm.name")
     assert [found.sources[p] for p in paths] == ["--vcpu", "--memory", "--disk", "default"]
-    assert before.vm.memory == 12288
+    assert before.vm.memory == 6144
     assert settings.with_vm(before) == before
 
 
@@ -377,8 +377,8 @@ def test_a_sub_folder_finds_the_file_at_the_top(repo: Path) -> None:
 def test_the_nearest_file_wins(repo: Path) -> None:
     write_repo(repo, "[vm]\ncpus = 3\n")
     (repo / "part").mkdir()
-    write_repo(repo / "part", "[vm]\ncpus = 5\n")
-    assert settings.load(repo / "part").vm.cpus == 5
+    write_repo(repo / "part", "[vm]\ncpus = 2\n")
+    assert settings.load(repo / "part").vm.cpus == 2
 
 
 def test_the_search_ends_at_the_repositorys_top(home: Path, repo: Path) -> None:
@@ -393,8 +393,8 @@ def test_a_worktree_ends_the_search_like_a_repository(repo: Path) -> None:
     assert settings.load(tree / "src").vm.cpus == 3
     (tree / ".git").write_text("gitdir: ../../.git/worktrees/fix\n")
     assert settings.load(tree / "src").vm.cpus == 4
-    write_repo(tree, "[vm]\ncpus = 5\n")
-    assert settings.load(tree / "src").vm.cpus == 5
+    write_repo(tree, "[vm]\ncpus = 2\n")
+    assert settings.load(tree / "src").vm.cpus == 2
 
 
 def test_outside_a_repository_only_the_folder_itself_counts(home: Path) -> None:
@@ -443,6 +443,11 @@ def test_what_lies_in_the_mount_is_not_read(home: Path) -> None:
 
 
 LOOSER = [
+    ("vm.name", '"other"'),
+    ("vm.cpus", "5"),
+    ("vm.memory", '"8193MiB"'),
+    ("vm.disk", "101"),
+    ("vm.vm_type", '"qemu"'),
     ("network.ports", "[8080]"),
     ("mount.path", '"/mnt/x"'),
     ("workspace.include", '[".env"]'),
@@ -495,6 +500,12 @@ def test_no_other_place_of_the_file_is_trusted(home: Path, repo: Path, folder: s
 @pytest.mark.parametrize(
     ("table", "mine", "fewer", "other"),
     [  # in the user's file, in the repository's, and there as well but not approved
+        ("vm", 'name = "mine"', 'name = "mine"', 'name = "agent-vm"'),
+        ("vm", "cpus = 2", "cpus = 1", "cpus = 3"),
+        ("vm", "memory = 16", "memory = 12", "memory = 17"),
+        ("vm", "disk = 50", "disk = 50", "disk = 51"),
+        ("vm", 'vm_type = "vz"', 'vm_type = "vz"', 'vm_type = "auto"'),
+        ("vm", 'ca_certs = ["/a.pem"]', "ca_certs = []", 'ca_certs = "auto"'),
         ("network", "ports = [8080, 8081]", "ports = [8081]", "ports = [8081, 8082]"),
         ("env", 'pass = ["A", "B"]', "pass = []", 'pass = ["C"]'),
         ("env", 'set = {A = "1", B = "2"}', 'set = {B = "2"}', 'set = {B = "3"}'),
@@ -530,8 +541,8 @@ def test_the_users_script_is_not_the_repositorys_of_the_same_name(home: Path, re
 def test_a_repository_may_set_the_rest(repo: Path) -> None:
     allowed = {
         "vm": {
-            "name": "x", "cpus": 1, "memory": 1, "disk": 4, "accel": "kvm", "vm_type": "qemu",
-            "image": "build", "ca_certs": [],
+            "name": "agent-vm", "cpus": 1, "memory": 1, "disk": 4, "accel": "kvm",
+            "vm_type": "auto", "image": "build", "ca_certs": [],
         },
         "packages": {"apt": ["git"], "npm": ["x"], "python": ["y"]},
         "provision": {"enabled": False},
@@ -539,7 +550,7 @@ def test_a_repository_may_set_the_rest(repo: Path) -> None:
     }  # fmt: skip
     write_repo(repo, tomli_w.dumps(allowed))
     found = settings.load(repo)
-    assert found.vm == settings.Vm("x", 1, 1024, 4096, "build", "qemu", "kvm", ())
+    assert found.vm == settings.Vm("agent-vm", 1, 1024, 4096, "build", "auto", "kvm", ())
     assert not found.mount.enabled
     write_repo(repo, '[vm]\nca_certs = "auto"\nimage = "auto"\n')
     assert settings.load(repo).vm.ca_certs == "auto"

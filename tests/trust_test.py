@@ -57,7 +57,8 @@ def test_what_is_approved_counts(repository: Path) -> None:
 
 
 ALL = {
-    "vm": 'image = "/srv/x"\naccel = "tcg"\nca_certs = ["/etc/ca.pem"]',
+    "vm": 'name = "x"\ncpus = 5\nmemory = 9\ndisk = 101\nvm_type = "qemu"\n'
+    'image = "/srv/x"\naccel = "tcg"\nca_certs = ["/etc/ca.pem"]',
     "network": 'ports = [8080]\nallow = ["docs.example.org"]',
     "packages": "\n".join(
         f'{key} = "http://mirror"'

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml
 
 from agent_vm_tasks import (
     golden,
@@ -192,7 +191,9 @@ def test_what_is_refused_is_deleted_and_never_boots(
 
     def create(name: str, text: str, say: Say) -> None:
         real(name, text, say)
-        limactl.change(config={**yaml.safe_load(text), "mounts": [{"location": "~"}]})
+        made = limactl.instance()
+        assert made
+        limactl.change(config={**made["config"], "mounts": [{"location": "~"}]})
 
     monkeypatch.setattr(lima, "create", create)
     with pytest.raises(AgentVMError, match="with other mounts than asked for"):

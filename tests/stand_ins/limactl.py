@@ -35,6 +35,9 @@ def main(argv: list[str]) -> None:
         print("limactl version 2.2.0")
         return
     flags = dict(word.removeprefix("--").partition("=")[::2] for word in argv if word[:2] == "--")
+    if verb == "template":  # copy --fill - -
+        sys.stdout.write(sys.stdin.read())
+        return
     verbs = {"list": show, "create": create, "start": start, "stop": stop, "delete": delete}
     verbs[verb](flags.get("name") or argv[-1])
 
@@ -61,6 +64,7 @@ def create(name: str) -> None:
     except FileExistsError:
         fatal(f'instance "{name}" already exists')
     (path(name).parent / "lima.yaml").write_text(yaml.safe_dump(config))
+    config["vmType"] = config["vmType"] or "qemu"
     save(name, name=name, status="Stopped", cpus=config["cpus"], memory=size(config["memory"]),
          disk=size(config["disk"]), vmType="qemu", sshLocalPort=0, config=config)  # fmt: skip
 

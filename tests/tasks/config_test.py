@@ -48,11 +48,11 @@ def run(
 
 
 def test_config_show_prints_value_and_source_of_every_key(home: Path, repo: Path) -> None:
-    (repo / "agent-vm.toml").write_text('[vm]\ncpus = 6\nmemory = "6000MiB"\n')
+    (repo / "agent-vm.toml").write_text('[vm]\ncpus = 3\nmemory = "6000MiB"\n')
     shown = run(home, repo, "config-show")
     assert (shown.returncode, shown.stderr) == (0, "")
     lines = [" ".join(line.split()) for line in shown.stdout.splitlines()]
-    assert f"vm.cpus = 6 ({repo}/agent-vm.toml)" in lines
+    assert f"vm.cpus = 3 ({repo}/agent-vm.toml)" in lines
     assert f'vm.memory = "6000MiB" ({repo}/agent-vm.toml)' in lines
     assert 'vm.disk = "100GiB" (default)' in lines
     assert "provision.enabled = true (default)" in lines

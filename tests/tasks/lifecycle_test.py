@@ -70,6 +70,7 @@ def test_settings_of_the_repository_count(
     limactl: Limactl, agent_vm: Command, repository: Path
 ) -> None:
     (repository / "agent-vm.toml").write_text('[vm]\ncpus = 2\nname = "ours"\n')
+    assert agent_vm("trust", "--force").status == 0
     assert agent_vm("start", "--memory", "1").out == "The VM ours is running.\n"
     made = limactl.instance("ours")
     assert made is not None

@@ -56,6 +56,7 @@ def test_render_to_where_nothing_can_be_written(home: Path, agent_vm: Command) -
 
 def test_render_refuses_what_a_creation_would(agent_vm: Command, repository: Path) -> None:
     (repository / "agent-vm.toml").write_text("[vm]\ncpus = 64\n")
+    assert agent_vm("trust", "--force").status == 0
     said = agent_vm("render")
     assert (said.status, said.out) == (2, "")
     assert said.err == (

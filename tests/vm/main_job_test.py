@@ -44,7 +44,7 @@ def test_a_lima_override_that_adds_to_the_vm_is_refused_before_the_first_boot(us
         said = user.fails("start")
     finally:
         override.unlink()
-    assert "with other provision, portForwards than asked for" in said
+    assert "with other portForwards, provision than asked for" in said
     assert user.agent_vm("status").strip() == "State: Does not exist"
 
 
