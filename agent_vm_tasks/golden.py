@@ -85,18 +85,20 @@ def kept_disks() -> list[Golden]:
 def keep(instance: Instance, say: Say) -> bool:
     """Copy the disk of the running, just provisioned VM; False when that was not to be.
 
-    The guest holds its file system still for the copy. Written beside, synced and renamed: a
-    cut-off copy is never used. Raises AgentVMError.
+    The guest holds its file system still for the copy. Written beside, synced, and renamed when
+    the guest did so to the end: a cut-off or torn copy is never used. Raises AgentVMError.
     """
     base, disk = _origin(instance), instance.dir / "disk"
     if not base or not disk.is_file():
         return False
-    with _held_still(instance.name) as stamps:
-        folder = _cache() / _key(base, stamps, instance.disk)
-        if not stamps or folder.exists():
-            return False
-        say("keeping the provisioned disk for later VMs (`agent-vm prune` removes old ones)")
-        _write(Golden(folder, base, stamps, instance.disk), disk)
+    with _beside() as work:
+        with _held_still(instance.name) as stamps:
+            folder = _cache() / _key(base, stamps, instance.disk)
+            if not stamps or folder.exists():
+                return False
+            say("keeping the provisioned disk for later VMs (`agent-vm prune` removes old ones)")
+            _write(Golden(folder, base, stamps, instance.disk), disk, work)
+        work.rename(folder)
     return True
 
 
@@ -126,19 +128,24 @@ def prune(settings: Settings) -> int:
     return freed
 
 
-def _write(made: Golden, disk: Path) -> None:
-    made.folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="keep-", dir=made.folder.parent))
+@contextlib.contextmanager
+def _beside() -> Iterator[Path]:
+    """A folder among the kept disks that is none yet, and is gone afterwards."""
+    _cache().mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="keep-", dir=_cache()))
     try:
-        target = work / "disk.qcow2"
-        process.run(["qemu-img", "convert", "-U", "-O", "qcow2", str(disk), str(target)])
-        target.chmod(0o644)
-        state.write(work / "golden.json", json.dumps(_plain(made), indent=2))
-        process.run(["sync", "--file-system", str(work)], check=False)
-        work.chmod(0o755)
-        work.rename(made.folder)
+        yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(made: Golden, disk: Path, work: Path) -> None:
+    target = work / "disk.qcow2"
+    process.run(["qemu-img", "convert", "-U", "-O", "qcow2", str(disk), str(target)])
+    target.chmod(0o644)
+    state.write(work / "golden.json", json.dumps(_plain(made), indent=2))
+    process.run(["sync", "--file-system", str(work)], check=False)
+    work.chmod(0o755)
 
 
 @contextlib.contextmanager
@@ -154,7 +161,7 @@ def _held_still(name: str) -> Iterator[dict[str, str]]:
     except BaseException:
         process.kill(child)
         raise
-    if word != "frozen" and child.returncode:
+    if child.returncode:
         why = complaint.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no reason given"]
         raise AgentVMError(f"the guest did not hold its disk still: {why[0]}")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent_vm_tasks import data, golden, guest, image, stages
+from agent_vm_tasks.errors import AgentVMError
 from agent_vm_tasks.image import Image
 from agent_vm_tasks.lima import Instance
 from agent_vm_tasks.settings import Packages, Provision, Settings, Vm
@@ -138,10 +139,12 @@ def instance(base: Image, home: Path) -> Instance:
     )
 
 
-def answering(home: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+def answering(
+    home: Path, monkeypatch: pytest.MonkeyPatch, words: str, end: str = "", begin: str = ""
+) -> None:
     """A guest that answers the freeze with these words, and a qemu-img that copies."""
     (home / "bin").mkdir()
-    script(home / "bin", "freeze", f"echo {words}; read -r _")
+    script(home / "bin", "freeze", f"{begin}\necho {words}; read -r _\n{end}")
     script(home / "bin", "qemu-img", 'cp "$5" "$6"')
     monkeypatch.setenv("PATH", f"{home / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setattr(guest, "ssh", lambda *_: ["freeze"])
@@ -166,6 +169,17 @@ def test_a_guest_that_has_been_used_has_no_disk_to_keep(
     answering(home, monkeypatch, words)
     assert not golden.keep(instance, print)
     assert golden.kept_disks() == []
+
+
+def test_a_copy_of_a_disk_that_did_not_stay_still_is_not_kept(
+    instance: Instance, cache: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest itself lets go after some minutes, however long the copy takes."""
+    late = "echo 'fsfreeze: /: unfreeze failed' >&2; exit 1"
+    answering(home, monkeypatch, f"frozen packages:{'0' * 16}", late)
+    with pytest.raises(AgentVMError, match="did not hold its disk still: fsfreeze: /: unfreeze"):
+        golden.keep(instance, print)
+    assert list(cache.iterdir()) == []
 
 
 def test_the_freeze_refuses_to_run_anywhere_but_in_a_provisioned_vm(tmp_path: Path) -> None:
