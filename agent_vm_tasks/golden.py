@@ -103,8 +103,11 @@ def keep(instance: Instance, say: Say) -> bool:
 
 
 def bake(settings: Settings, say: Say, c: Context | None = None) -> bool:
-    """Keep a disk on purpose, from a VM made for that alone; False when it is there already."""
-    name = f"{settings.vm.name}-bake"
+    """Keep a disk on purpose, from a VM made for that alone; False when it is there already.
+
+    What a killed one left is taken up. No settings can name such a VM: nobody works in it.
+    """
+    name = f"{settings.vm.name}.bake"
     alone = replace(
         settings,
         vm=replace(settings.vm, name=name),

@@ -7,16 +7,21 @@ import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_vm_tasks import data, golden, guest, image, stages
-from agent_vm_tasks.errors import AgentVMError
+from agent_vm_tasks import data, golden, guest, image, stages, vm
+from agent_vm_tasks.errors import AgentVMError, UsageError
 from agent_vm_tasks.image import Image
 from agent_vm_tasks.lima import Instance
-from agent_vm_tasks.settings import Packages, Provision, Settings, Vm
+from agent_vm_tasks.settings import CHECKS, Packages, Provision, Settings, Vm
 
+from .conftest import WORKS, a_host
 from .programs import script
+
+if TYPE_CHECKING:
+    from .conftest import Limactl
 
 CLOUD = Image("https://images/disk.qcow2", digest="sha512:00")
 DISK = 100 * 1024
@@ -191,3 +196,25 @@ def test_the_freeze_refuses_to_run_anywhere_but_in_a_provisioned_vm(tmp_path: Pa
     path = script(tmp_path, "freeze", guard.replace("/etc/", f"{tmp_path}/") + f"\ntouch {ran}\n")
     assert subprocess.run(["bash", str(path)], stderr=subprocess.DEVNULL, check=False).returncode
     assert not ran.exists()
+
+
+def test_what_bake_makes_and_removes_is_a_vm_that_no_settings_can_name(
+    limactl: Limactl, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_host(monkeypatch, cpus=8, memory=16384, kvm=WORKS)
+    (home / "disk").touch()
+    app = Settings(vm=Vm(name="app", image=str(home / "disk"), ca_certs=()),
+                   provision=Provision(enabled=False))  # fmt: skip
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vm, "destroy", killed)
+        with pytest.raises(KeyboardInterrupt):
+            golden.bake(app, print)
+    (left,) = [path.name for path in limactl.lima.glob("app*")]
+    with pytest.raises(UsageError):
+        CHECKS["vm.name"]("vm.name", left)
+    assert not golden.bake(app, print)
+    assert not list(limactl.lima.glob("app*"))
