@@ -9,10 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
+import select
 import shlex
 import shutil
+import subprocess
 import tempfile
+import time
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +34,11 @@ if TYPE_CHECKING:
     from .image import Image
     from .lima import Instance
     from .settings import Settings
+
+FREEZING, THAWING = 300.0, 60.0
+"""Seconds that the guest may take to clear up and hold its file system still, and to let it go."""
+LONGEST = 2**16
+"""Bytes of what it says that are read."""
 
 
 @dataclass(frozen=True)
@@ -157,16 +166,46 @@ def _held_still(name: str) -> Iterator[dict[str, str]]:
     script = shlex.join(["sudo", "bash", "-c", data.script("golden-freeze.sh")])
     child = process.popen([*guest.ssh(name), script])
     try:
-        said = child.stdout.readline().decode("utf-8", "replace") if child.stdout else ""
-        word, _, stamps = said.partition(" ")
+        word, _, stamps = _first_line(child).partition(" ")
         yield dict(re.findall(r"([a-z]+):([0-9a-f]{16})", stamps)) if word == "frozen" else {}
-        _, complaint = child.communicate(b"\n", timeout=60)
+        complaint = _let_go(child)
+    except subprocess.TimeoutExpired:
+        process.kill(child)
+        raise guest.silence(name) from None
     except BaseException:
         process.kill(child)
         raise
     if child.returncode:
-        why = complaint.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no reason given"]
+        why = complaint.strip().splitlines()[-1:] or ["no reason given"]
         raise AgentVMError(f"the guest did not hold its disk still: {why[0]}")
+
+
+def _first_line(child: subprocess.Popen[bytes]) -> str:
+    """What it says first, once it does; raises TimeoutExpired."""
+    assert child.stdout  # noqa: S101  popen() pipes it
+    said, end = b"", time.monotonic() + FREEZING
+    while b"\n" not in said and len(said) < LONGEST:
+        left = max(0.0, end - time.monotonic())
+        if not select.select([child.stdout], [], [], left)[0]:
+            raise subprocess.TimeoutExpired(child.args, FREEZING)
+        if not (chunk := os.read(child.stdout.fileno(), LONGEST)):
+            break
+        said += chunk
+    return said.decode("utf-8", "replace")
+
+
+def _let_go(child: subprocess.Popen[bytes]) -> str:
+    """Have it end; what it complained of. Raises TimeoutExpired."""
+    assert child.stdin  # noqa: S101
+    assert child.stderr  # noqa: S101
+    with contextlib.suppress(BrokenPipeError):
+        child.stdin.write(b"\n")
+        child.stdin.close()
+    child.wait(THAWING)
+    os.set_blocking(child.stderr.fileno(), False)
+    complaint = child.stderr.read(LONGEST) or b""
+    process.close(child)
+    return complaint.decode("utf-8", "replace")
 
 
 def _image(kept: Golden, base: Image) -> Image | None:

@@ -187,6 +187,24 @@ def test_a_copy_of_a_disk_that_did_not_stay_still_is_not_kept(
     assert list(cache.iterdir()) == []
 
 
+FLOOD = "head -c 1000000 /dev/zero"
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [("exec sleep 60", ""), (FLOOD, ""), (f"{FLOOD} >&2", ""), ("", FLOOD), ("", "exec sleep 60")],
+)
+def test_a_guest_that_does_not_go_on_with_it_is_not_waited_for(
+    instance: Instance, home: Path, monkeypatch: pytest.MonkeyPatch, begin: str, end: str
+) -> None:
+    answering(home, monkeypatch, f"frozen packages:{'0' * 16}", end, begin)
+    monkeypatch.setattr(golden, "FREEZING", 0.5)
+    monkeypatch.setattr(golden, "THAWING", 0.5)
+    with pytest.raises(AgentVMError, match="the VM agent-vm does not answer"):
+        golden.keep(instance, print)
+    assert golden.kept_disks() == []
+
+
 def test_the_freeze_refuses_to_run_anywhere_but_in_a_provisioned_vm(tmp_path: Path) -> None:
     """It deletes files and stops the file system: on a host that would be a disaster."""
     text = data.script("golden-freeze.sh")
