@@ -213,32 +213,44 @@ def expire(vm: str, days: int) -> None:
 
 def _keep(vm: str, row: Row, without: Sequence[str], days: int, say: Say) -> Kept:
     say(f"keeping a copy of {row.folder} for {days} days")
-    now = datetime.now(UTC)
-    kept = Kept(
-        now.strftime("%Y%m%d-%H%M%S-%f")[:-3], now.isoformat(timespec="seconds"),
-        row.folder, row.key, row.repository, row.branch, tuple(row.losses), row.user,
-    )  # fmt: skip
     try:
-        _receive(vm, kept, without)
+        folder = _new(vm)
+        kept = Kept(
+            folder.name, datetime.now(UTC).isoformat(timespec="seconds"),
+            row.folder, row.key, row.repository, row.branch, tuple(row.losses), row.user,
+        )  # fmt: skip
+        try:
+            _receive(vm, kept, without)
+        except BaseException:
+            _forget(vm, kept.id)
+            raise
     except (AgentVMError, OSError) as error:
-        _forget(vm, kept.id)
         why = error.strerror if isinstance(error, OSError) else error
         raise AgentVMError(
             f"nothing was deleted, because no copy of {row.folder} could be kept: {why}",
             "delete inside the VM what is not wanted, or make room on this machine",
         ) from None
-    except BaseException:
-        _forget(vm, kept.id)
-        raise
     return kept
+
+
+def _new(vm: str) -> Path:
+    """A folder for one copy, named by the time; where another command has that, by the next."""
+    state.make(_folder(vm))
+    now = datetime.now(UTC)
+    while True:
+        folder = _folder(vm) / now.strftime("%Y%m%d-%H%M%S-%f")[:-3]
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            now += timedelta(milliseconds=1)
+        else:
+            return folder
 
 
 def _receive(vm: str, kept: Kept, without: Sequence[str]) -> None:
     import shutil
 
     folder = _folder(vm) / kept.id
-    state.make(folder.parent)
-    folder.mkdir(mode=0o700)
     archive = folder / _ARCHIVE
     largest = min(LARGEST, shutil.disk_usage(folder).free // 2)
     with archive.open("xb") as file:

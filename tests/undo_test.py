@@ -6,7 +6,7 @@ import json
 import os
 import resource
 import shutil
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING
 
 import pytest
@@ -370,6 +370,23 @@ def test_the_newest_copy_of_a_folder_is_found(guest: Guest, ws: Workspace, insid
     assert undo.find(VM, first.id) == first
     with pytest.raises(AgentVMError, match="nothing is kept under 'x'"):
         undo.find(VM, "x")
+
+
+def test_copies_of_the_same_moment_leave_each_other_alone(
+    guest: Guest, ws: Workspace, inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Stopped:
+            return cls(2026, 1, 2, 3, 4, 5, 999_000, tz)
+
+    monkeypatch.setattr(undo, "datetime", Stopped)
+    for number in range(3):
+        commit(inside, str(number))
+        (kept,) = delete()
+        undo.restore(VM, kept)
+    assert len(undo.listed(VM)) == len(archives()) == 3
+    assert undo.find(VM, ws.folder) == kept
 
 
 @pytest.mark.parametrize("wanted", ["..", "../..", ".", "", "/", "*", "../undo", "workspace.tar"])
