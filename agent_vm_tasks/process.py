@@ -246,35 +246,41 @@ def save(
 ) -> Result:
     """Run `argv`, writing what it prints to a file; raises AgentVMError beyond `largest` bytes.
 
-    `watch` is called in every few seconds of silence, and ends it by raising.
+    And beyond MOST on stderr. `watch` is called in every few seconds of silence, and ends it by
+    raising.
     """
-    import tempfile
-
-    with tempfile.TemporaryFile() as err:
-        child = popen(argv, stderr=err)
-        try:
-            with contextlib.suppress(BrokenPipeError), _the(child.stdin) as pipe:
-                pipe.write(stdin.encode())
-            _copy(_the(child.stdout), into, largest, watch)
-            status = child.wait()
-        except BaseException:
-            kill(child)
-            raise
-        close(child)
-        err.seek(0)
-        return Result(tuple(argv), status, "", _text(err.read(2**20)))
+    child = popen(argv)
+    try:
+        with contextlib.suppress(BrokenPipeError), _the(child.stdin) as pipe:
+            pipe.write(stdin.encode())
+        err = _copy(child, into, largest, watch)
+        status = child.wait()
+    except BaseException:
+        kill(child)
+        raise
+    close(child)
+    return Result(tuple(argv), status, "", _text(err))
 
 
-def _copy(source: IO[bytes], into: IO[bytes], largest: int, watch: Callable[[str], None]) -> None:
-    while True:
-        if not select.select([source], [], [], WATCH)[0]:
-            watch("")
-        elif chunk := os.read(source.fileno(), 2**20):
-            largest -= into.write(chunk)
-            if largest < 0:
+def _copy(
+    child: subprocess.Popen[bytes], into: IO[bytes], largest: int, watch: Callable[[str], None]
+) -> bytes:
+    """What it prints into a file; what it says on stderr."""
+    said = bytearray()
+    with selectors.DefaultSelector() as ends:
+        ends.register(_the(child.stdout), selectors.EVENT_READ, into.write)
+        ends.register(_the(child.stderr), selectors.EVENT_READ, said.extend)
+        while ends.get_map():
+            if not (ready := ends.select(WATCH)):
+                watch("")
+            for key, _ in ready:
+                if chunk := os.read(key.fd, 2**20):
+                    key.data(chunk)
+                else:
+                    ends.unregister(key.fileobj)
+            if into.tell() > largest or len(said) > MOST:
                 raise AgentVMError("it is too large")
-        else:
-            return
+    return bytes(said)
 
 
 def follow(

@@ -225,6 +225,23 @@ def test_a_program_that_prints_without_end_is_ended(stream: str) -> None:
         process.run(["sh", "-c", f"while :; do echo noise; done {stream}"], most=2**20)
 
 
+@pytest.mark.parametrize("before", ["", "exec >&-;"])
+def test_what_is_saved_has_an_end_on_stderr_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    monkeypatch.setattr(process, "MOST", 2**20)
+    flood = f"{before} head -c 30000000 /dev/zero >&2; sleep 1; exit 7"
+    with (tmp_path / "copy").open("wb") as file, pytest.raises(AgentVMError, match="too large"):
+        process.save(["sh", "-c", flood], "", file, 1000, print)
+
+
+def test_what_is_saved_comes_with_its_complaint_and_status(tmp_path: Path) -> None:
+    with (tmp_path / "copy").open("wb") as file:
+        said = process.save(["sh"], "echo 1; echo no >&2; echo 2; exit 7", file, 4, print)
+        assert (said.status, said.reason) == (7, "no")
+    assert (tmp_path / "copy").read_text() == "1\n2\n"
+
+
 def test_much_goes_in_and_out_at_once() -> None:
     given = os.urandom(3_000_000).hex()
     assert process.run(["cat"], stdin=given, timeout=60).stdout == given
