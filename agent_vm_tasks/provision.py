@@ -34,6 +34,8 @@ LISTEN = 5.0
 """Seconds between two looks whether the VM answers at all."""
 SILENCE = 60.0
 """Seconds without an answer until it is given up: installing keeps an emulated guest busy."""
+MOST = 2**20
+"""Characters that a command may say: Invoke keeps them all, and joins them anew for each 1000."""
 
 
 def run(
@@ -60,13 +62,16 @@ def run(
         archive = _archive([stage for stage in wanted if stage.name not in left_out], ready)
         listener = _Listener(say)
         with _watched(connection, settings.vm.name, say):
-            folder = connection.run("mktemp -d", hide=True, in_stream=False).stdout.strip()
+            folder = connection.run(
+                "mktemp -d", hide=True, in_stream=False, watchers=[_Bound(connection)]
+            ).stdout.strip()
             target = f"{folder}/provision.tar"
             connection.put(io.BytesIO(archive), target)
             result = connection.run(
                 f"tar -xf {shlex.quote(target)} -C {shlex.quote(folder)} && "
                 f"sudo bash {shlex.quote(folder)}/provision.sh{' upgrade' if upgrade else ''}",
                 hide="stderr", warn=True, in_stream=False, out_stream=listener,
+                watchers=[_Bound(connection)],
             )  # fmt: skip
     if not result.ok:
         raise _failure(listener, result.stderr.strip())
@@ -77,7 +82,9 @@ def _due(connection: Connection, wanted: Sequence[Stage], *, upgrade: bool) -> l
     """The stages to send; asked first, because their files are large and mostly there already."""
     names = shlex.join(stage.name for stage in wanted)
     ask = f"cd {STAMPS} && cat {MARKER}; grep -H . /dev/null {names}"
-    said = connection.run(ask, hide=True, warn=True, in_stream=False).stdout.splitlines()
+    said = connection.run(
+        ask, hide=True, warn=True, in_stream=False, watchers=[_Bound(connection)]
+    ).stdout.splitlines()
     due = [
         stage for stage in wanted
         if f"{stage.name}:{stage.stamp}" not in said or (upgrade and stage.renews)
@@ -174,6 +181,8 @@ def _in_our_words() -> Iterator[None]:
     try:
         yield
     except Failure as error:
+        if error.reason:
+            raise _cut_off(str(error.reason)) from None
         lines = (error.result.stderr or error.result.stdout).strip().splitlines()
         raise _cut_off(lines[-1] if lines else f"exit status {error.result.exited}") from None
     except (EOFError, OSError, SFTPError, SSHException) as error:
@@ -182,6 +191,24 @@ def _in_our_words() -> Iterator[None]:
 
 def _cut_off(why: str) -> AgentVMError:
     return AgentVMError(f"provisioning was cut off: {why}", "`agent-vm start` goes on with it")
+
+
+class _Bound:
+    """What Invoke shows all that a command has said so far, on stdout or on stderr.
+
+    It would wait for the end of the other one: that comes with the connection's.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def submit(self, said: str) -> tuple[str, ...]:
+        from invoke.exceptions import WatcherError
+
+        if len(said) > MOST:
+            self.connection.close()
+            raise WatcherError("the VM says too much")
+        return ()
 
 
 class _Listener(io.StringIO):

@@ -358,6 +358,17 @@ def test_a_runner_that_does_not_even_start_names_no_log(
     )
 
 
+@pytest.mark.parametrize("program", ["grep", "mktemp", "sudo"])
+@pytest.mark.parametrize("much", ["50000000 /dev/zero", "3000000 /dev/zero >&2"])
+def test_a_vm_that_says_too_much_is_cut_off(vm: Guest, program: str, much: str) -> None:
+    talks = f'echo $$ > "$HOME/talks"; exec head -c {much}'
+    script(programs(vm), program, talks)
+    with pytest.raises(AgentVMError, match="provisioning was cut off: the VM says too much; "):
+        provision.run(Settings(), (Stage("one", "true", "1"),), lambda _: None)
+    pid = (vm.home / "talks").read_text().strip()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "it goes on talking")
+
+
 def test_a_connection_that_breaks_is_an_error_not_a_wait(
     vm: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
