@@ -308,8 +308,8 @@ def connection(name: str, c: Context | None = None) -> Connection:
     made = _connection(name, c)
     try:
         made.open()
-    except (OSError, SSHException) as error:
-        raise _unreachable(str(error)) from None
+    except (EOFError, OSError, SSHException, ValueError) as error:  # the last: text that is none
+        raise _unreachable(str(error) or "it hung up") from None
     made.transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return made
 

@@ -185,7 +185,7 @@ def _in_our_words() -> Iterator[None]:
             raise _cut_off(str(error.reason)) from None
         lines = (error.result.stderr or error.result.stdout).strip().splitlines()
         raise _cut_off(lines[-1] if lines else f"exit status {error.result.exited}") from None
-    except (EOFError, OSError, SFTPError, SSHException) as error:
+    except (EOFError, OSError, SFTPError, SSHException, ValueError) as error:
         raise _cut_off(str(error) or type(error).__name__) from None
 
 

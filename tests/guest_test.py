@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -298,6 +299,30 @@ def test_a_fabric_connection_without_its_key(vm: Guest, home: Path) -> None:
     change_config(str(vm.sshd.identity), str(home / "gone"))
     with pytest.raises(UnreachableError):
         guest.connection(VM)
+
+
+@pytest.mark.parametrize(
+    ("last", "why"),
+    [(b"", "it hung up"),
+     (b"\0\0\0\x14\4\1\0\0\0\2\0\0\0\1\xff\0\0\0\0\0\0\0\0\0", "codec can't decode")],
+)  # fmt: skip
+def test_a_fabric_connection_that_the_vm_ends_at_once(vm: Guest, last: bytes, why: str) -> None:
+    """By hanging up, or with a farewell (RFC 4253, 11.1) that is no text."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        guest.config(VM).write_text(ssh_config(vm.sshd, server.getsockname()[1]))
+
+        def end() -> None:
+            to, _ = server.accept()
+            with to:
+                to.sendall(b"SSH-2.0-x\r\n" + last)
+                to.shutdown(socket.SHUT_WR)
+                while to.recv(2**16):
+                    pass
+
+        with ThreadPoolExecutor() as threads:
+            threads.submit(end)
+            with pytest.raises(UnreachableError, match=f"cannot be reached: .*{why}"):
+                guest.connection(VM)
 
 
 @pytest.mark.parametrize("text", [None, "", "garbage", f"{VM} ssh-ed25519 AAAA\n"])

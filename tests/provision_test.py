@@ -369,6 +369,12 @@ def test_a_vm_that_says_too_much_is_cut_off(vm: Guest, program: str, much: str) 
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), "it goes on talking")
 
 
+def test_a_vm_that_names_a_folder_for_the_file_is_an_error(vm: Guest) -> None:
+    script(programs(vm), "mktemp", 'mkdir -p "$HOME/a/provision.tar"; echo "$HOME/a"')
+    with pytest.raises(AgentVMError, match="provisioning was cut off: Can't put"):
+        provision.run(Settings(), (Stage("one", "true", "1"),), lambda _: None)
+
+
 def test_a_connection_that_breaks_is_an_error_not_a_wait(
     vm: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
