@@ -288,13 +288,9 @@ def follow(
     on_line: Callable[[str], None],
     *,
     env: Mapping[str, str] | None = None,
-    cwd: str | Path | None = None,
-    user: str | None = None,
 ) -> Result:
     """Run `argv`, handing each line (or carriage-returned part) it prints on to `on_line`."""
-    child = popen(
-        argv, env=env, cwd=cwd, user=user, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT
-    )
+    child = popen(argv, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT)
     said: list[str] = []
     try:
         for line in _parts(child):

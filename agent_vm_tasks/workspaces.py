@@ -101,7 +101,6 @@ class Contents:
     `trouble`: why it could not be looked at.
     """
 
-    head: str = ""
     uncommitted: int = 0
     untracked: int = 0
     stashes: int = 0
@@ -147,7 +146,7 @@ class Row:
     def losses(self) -> list[str]:
         if None in (self.unfetched, self.uncommitted, self.untracked, self.stashes):
             return [UNKNOWN]
-        files = Contents("", self.uncommitted or 0, self.untracked or 0, self.stashes or 0).losses
+        files = Contents(self.uncommitted or 0, self.untracked or 0, self.stashes or 0).losses
         if not self.unfetched:
             return files
         others = ", ".join(f"{number} on {_place(name)}" for name, number in self.others)
@@ -263,9 +262,9 @@ def inspect(ws: Workspace) -> Contents | None:
     if fields == ["missing"]:
         return None
     with guest.understood():
-        uncommitted, untracked, stashes = map(int, fields[2:5])
-        others = tuple(zip(fields[5::2], map(int, fields[6::2]), strict=True))
-        return Contents(fields[1], uncommitted, untracked, stashes, others)
+        uncommitted, untracked, stashes = map(int, fields[1:4])
+        others = tuple(zip(fields[4::2], map(int, fields[5::2]), strict=True))
+        return Contents(uncommitted, untracked, stashes, others)
 
 
 def known(ws: Workspace) -> bool:

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What a workspace holds besides the commits on its branch.
 # Arguments: key, branch, and the commits that the host has seen, if any.
-# Prints NUL-ended: found, head, uncommitted, untracked, stashes, then pairs of another branch's
+# Prints NUL-ended: found, uncommitted, untracked, stashes, then pairs of another branch's
 # name and its count of commits that neither the host nor the branch has. "missing" for none.
 set -euo pipefail
 export GIT_OPTIONAL_LOCKS=0 # a look writes nothing
@@ -55,4 +55,4 @@ if [ "$all" != 0 ]; then
         [ "$head" != '(detached)' ] || echo HEAD
     )
 fi
-printf '%s\0' found "$head" "$uncommitted" "$untracked" "$stashes" "${others[@]}"
+printf '%s\0' found "$uncommitted" "$untracked" "$stashes" "${others[@]}"
