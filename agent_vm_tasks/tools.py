@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import guest, stages
-from .errors import AgentVMError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -58,10 +57,9 @@ def listed(settings: Settings) -> list[Tool]:
 def installed(name: str) -> Versions:
     """What the package managers of the guest say they have; raises AgentVMError."""
     fields = guest.script(name, "tools-list.sh")
-    if len(fields) % 3:
-        raise AgentVMError("the VM gave a strange answer")
-    return {(source, package): version
-            for source, package, version in zip(*[iter(fields)] * 3, strict=True)}  # fmt: skip
+    with guest.understood():
+        return {(source, package): version
+                for source, package, version in zip(*[iter(fields)] * 3, strict=True)}  # fmt: skip
 
 
 def changes(before: Versions, after: Versions) -> list[tuple[str, str, str]]:

@@ -115,10 +115,10 @@ def weigh(vm: str, rows: Sequence[Row]) -> dict[str, Weight]:
 
 def _weighed(vm: str, folders: Sequence[str], user: str) -> dict[str, Weight]:
     fields = guest.script(vm, "workspace-weigh.sh", *folders, user=user, timeout=600)
-    if len(fields) != 6 * len(folders):
-        raise AgentVMError("the VM gave a strange answer", "its ~/.bashrc may not print anything")
     numbers = [int(field) if re.fullmatch("[0-9]{1,18}", field) else None for field in fields]
-    return {folder: Weight(*numbers[6 * at : 6 * at + 6]) for at, folder in enumerate(folders)}
+    with guest.understood():
+        each = zip(*[iter(numbers)] * 6, strict=True)
+        return {folder: Weight(*six) for folder, six in zip(folders, each, strict=True)}
 
 
 def losses(rows: Sequence[Row], weights: Mapping[str, Weight]) -> list[str]:

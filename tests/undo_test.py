@@ -165,6 +165,16 @@ INNER = {
 }
 
 
+@pytest.mark.parametrize("fields", [0, 5, 7, 12])
+def test_a_strange_weight_is_an_error(
+    guest: Guest, inside: Path, monkeypatch: pytest.MonkeyPatch, fields: int
+) -> None:
+    rows = workspaces.inventory(VM)
+    monkeypatch.setattr(ssh_guest, "script", lambda *_, **__: ["1"] * fields)
+    with pytest.raises(AgentVMError, match="strange answer"):
+        undo.weigh(VM, rows)
+
+
 @pytest.mark.parametrize("what", INNER)
 def test_what_its_own_git_does_not_show_is_told_and_kept(
     guest: Guest, ws: Workspace, inside: Path, what: str
