@@ -175,11 +175,13 @@ def _ended_by_silence(connection: Connection, name: str, say: Say) -> Iterator[N
 @contextlib.contextmanager
 def _in_our_words() -> Iterator[None]:
     """Say in one line what Fabric raises where the guest does not play along: it quotes it raw."""
-    from invoke.exceptions import Failure
+    from invoke.exceptions import Failure, ThreadException
     from paramiko import SFTPError, SSHException
 
     try:
         yield
+    except ThreadException as error:  # from telling the progress: our own terminal is gone
+        raise error.exceptions[0].value from None
     except Failure as error:
         if error.reason:
             raise _cut_off(str(error.reason)) from None

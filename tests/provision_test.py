@@ -375,6 +375,14 @@ def test_a_vm_that_names_a_folder_for_the_file_is_an_error(vm: Guest) -> None:
         provision.run(Settings(), (Stage("one", "true", "1"),), lambda _: None)
 
 
+def test_a_reader_of_the_progress_that_is_gone_is_what_ends_it(vm: Guest) -> None:
+    def say(_line: str) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        provision.run(Settings(), (Stage("one", "true", "1"),), say)
+
+
 def test_a_connection_that_breaks_is_an_error_not_a_wait(
     vm: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
