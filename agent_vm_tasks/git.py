@@ -180,13 +180,7 @@ def take(apart: Path, common: Path, new: str, known: Sequence[str]) -> None:
     if not asked.ok:
         raise explain(asked, "looking at what the VM sent")
     (apart / _LENT).unlink()
-    came = (
-        "--git-dir=.",
-        "cat-file",
-        "--batch-all-objects",
-        "--unordered",
-        "--batch-check=%(objectname)",
-    )
+    came = ("--git-dir=.", "cat-file", "--batch-all-objects", "--batch-check=%(objectname)")
     unsent = set(asked.stdout.split()).difference(output(apart, *came).split())
     if unsent and known:
         unsent.difference_update(output(common, *names, *known).split())
