@@ -206,9 +206,11 @@ def _keys(scene: Scene) -> str:
     found = scene.instance
     files = [path for path in found.dir.iterdir() if path.is_file()]
     told = [path.read_bytes() for path in files if path.stat().st_size < intact.LARGEST_LOG]
+    if any(value in text for value in values for text in told):
+        return f"a key is in {found.dir}"
     argv = [argv for _, argv in intact.commands(scene.name, found)]
-    leaks = any(value in text for value in values for text in (*told, *argv))
-    return f"a key is in a command line of the VM, or in {found.dir}" if leaks else ""
+    shown = any(value in text for value in values for text in argv)
+    return "a key is in a command line of the VM's processes here" if shown else ""
 
 
 def _keys_inside(scene: Scene) -> str:
