@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import audit_scene, creation, golden, guest, intact, lima, mount, network, process, vm, walls
-from .errors import AgentVMError, UsageError
+from . import audit_scene, golden, guest, intact, mount, network, process, render, vm, walls
+from .errors import UsageError
 from .intact import NotTriedError
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ REPORT = "report it: it is a fault of agent-vm"
 _ACTING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode's categories of characters that act instead of being seen."""
 _V6 = socket.AF_INET6
+_COMMON = {"0", "1000", "65534"}
+"""Uids that say nothing of who has them: the VM has them of itself."""
 
 
 @dataclass(frozen=True)
@@ -64,36 +66,44 @@ def quick(settings: Settings) -> list[Finding]:
 
 
 def findings(scene: Scene) -> list[Finding]:
-    """Make every attack, in the order in which they are listed."""
-    return [intact.judged(each.promise, each.tried, each.fix, partial(each.make, scene))
-            for each in ATTACKS]  # fmt: skip
+    """What a quick look finds, and every attack, in the order in which they are listed."""
+    facts = [each for each in quick(scene.settings) if each.promise not in COVERED]
+    return facts + [intact.judged(each.promise, each.tried, each.fix, partial(each.make, scene))
+                    for each in ATTACKS]  # fmt: skip
 
 
 # The attacks
 
 
 def _mounts(scene: Scene) -> str:
-    found = scene.instance
-    try:
-        creation.refuse_strange(found, lima.asked(found))
-    except AgentVMError as error:
-        return error.message
     inside = scene.said.get("mounts", "")
     return f"mounted in the VM: {', '.join(inside.split())}" if inside else ""
 
 
 def _git(scene: Scene) -> str:
-    argv = ["git", "-C", str(scene.mounted / "repository"), "rev-parse"]  # which runs no program
-    done = process.run(argv, check=False, timeout=10)
-    return "git here works in the mount, and runs what the VM names" if done.ok else ""
+    done = _in_mount("git", "-C", str(scene.mounted / "repository"), "rev-parse")  # runs no program
+    if done.ok:
+        return "git here works in the mount, and runs what the VM names"
+    if "dubious ownership" not in done.stderr:
+        raise NotTriedError(f"git did not come to ask who owns the repository: {done.reason}")
+    return ""
 
 
 def _links(scene: Scene) -> str:
-    argv = ["head", "-c", "100", str(scene.mounted / "link")]
-    read = process.run(argv, check=False, timeout=10)
+    link = str(scene.mounted / "link")
+    read = _in_mount("head", "-c", "100", link)
     if scene.canary in read.stdout:
         return "a link in the workspace led to a file of this machine"
+    if not _in_mount("test", "-L", link).ok:
+        raise NotTriedError("the mount shows no link of the VM's")
+    if not read.stderr.endswith(": Operation not permitted\n"):
+        raise NotTriedError(f"the link was not refused: {read.reason}")
     return ""
+
+
+def _in_mount(*argv: str) -> process.Result:
+    """What a program says there, in English; one of its own may hang and be ended."""
+    return process.run(argv, check=False, timeout=10, env={**os.environ, "LC_ALL": "C"})
 
 
 def _sync(scene: Scene) -> str:
@@ -133,10 +143,32 @@ def _heard(scene: Scene) -> Told:
 
 
 def _identity(scene: Scene) -> str:
+    known = sorted(_ours() & set(scene.said.get("names", "").splitlines()))
+    if known:
+        return f"the VM knows {', '.join(known)}"
+    uid, walled = str(os.geteuid()), walls.users(scene.name)
+    accounts = (each.split(":") for each in scene.said.get("accounts", "").split())
+    same = [name for name, *uids in accounts if [uid] == uids and name not in walled]
+    return f"{same[0]} in the VM has your uid, {uid}" if same and uid not in _COMMON else ""
+
+
+def _forwarded(scene: Scene) -> str:
+    """Offer an agent and a display to a connection that is not shared: another has its own."""
     if scene.said.get("agent"):
         return "an ssh agent or a display of this machine is in the VM"
-    known = sorted(_ours() & set(scene.said.get("names", "").splitlines()))
-    return f"the VM knows {', '.join(known)}" if known else ""
+    shown = 'printf %s "${SSH_AUTH_SOCK-}${DISPLAY-}"'
+    with audit_scene.agent(scene) as (path, asked):
+        env = {**os.environ, "SSH_AUTH_SOCK": str(path), "DISPLAY": "127.0.0.1:99"}
+        own = ("-v", "-o", "ControlPath=none", "-o", "ForwardX11Trusted=yes")
+        argv = [*guest.ssh(scene.name, *own), shown]
+        done = process.run(argv, check=False, timeout=20, env=env)
+    if asked:
+        return "ssh goes to the agent of this machine"
+    if done.stdout or "Requesting X11 forwarding" in done.stderr:
+        return "ssh offers the VM an agent or a display of this machine"
+    if not done.ok:
+        raise NotTriedError(f"ssh did not get in: {done.reason}")
+    return ""
 
 
 def _ours() -> set[str]:
@@ -160,7 +192,11 @@ def _impostor(scene: Scene) -> str:
     own = ("-o", "ControlPath=none", "-o", f"UserKnownHostsFile={scene.folder}/known_hosts")
     argv = [*guest.ssh(scene.name, *own), "true"]
     done = process.run(argv, check=False, timeout=20)
-    return "ssh went to a host with another key" if done.ok else ""
+    if done.ok:
+        return "ssh went to a host with another key"
+    if not guest.is_impostor(done):
+        raise NotTriedError(f"ssh did not come to look at the key: {done.reason}")
+    return ""
 
 
 def _keys(scene: Scene) -> str:
@@ -170,9 +206,11 @@ def _keys(scene: Scene) -> str:
     found = scene.instance
     files = [path for path in found.dir.iterdir() if path.is_file()]
     told = [path.read_bytes() for path in files if path.stat().st_size < intact.LARGEST_LOG]
+    if any(value in text for value in values for text in told):
+        return f"a key is in {found.dir}"
     argv = [argv for _, argv in intact.commands(scene.name, found)]
-    leaks = any(value in text for value in values for text in (*told, *argv))
-    return f"a key is in a command line of the VM, or in {found.dir}" if leaks else ""
+    shown = any(value in text for value in values for text in argv)
+    return "a key is in a command line of the VM's processes here" if shown else ""
 
 
 def _keys_inside(scene: Scene) -> str:
@@ -196,6 +234,8 @@ def _keys_kept(scene: Scene) -> str:
 
 
 def _ports(scene: Scene) -> str:
+    if scene.said.get("listens") != "tcp udp":
+        raise NotTriedError("what was to listen in the VM does not, by TCP and UDP")
     while True:
         for address in ("127.0.0.1", "::1"):
             if _answers(address, scene.listening):
@@ -203,10 +243,6 @@ def _ports(scene: Scene) -> str:
         if time.monotonic() > scene.began + SHOWS_UP:
             return ""
         time.sleep(0.2)
-
-
-def _listeners(scene: Scene) -> str:
-    return intact.listeners(scene.settings, scene.instance)
 
 
 def _answers(address: str, port: int) -> bool:
@@ -232,6 +268,25 @@ def _network(scene: Scene) -> str:
         return "a datagram of the VM came to a service of this machine's loopback"
     if mode in intact.RESTRICTED and scene.said.get("names_answered"):
         return f"the network is {mode}, but a name was looked up"
+    if not scene.said.get("tried"):
+        raise NotTriedError("the VM did not get to the end of its ways: python3 there failed")
+    return ""
+
+
+def _way_out(scene: Scene) -> str:
+    """Ask the proxy for what is not listed and for the canary; only its own refusal counts."""
+    if network.in_force(scene.name) != "allowlist":
+        raise NotTriedError("the network is not allowlist")
+    here = f"127.0.0.1:{scene.port}"
+    asked = ("GET http://unlisted.invalid/", "GET http://127.0.0.1/", f"GET http://{here}/",
+             f"CONNECT {here}")  # fmt: skip
+    told = guest.script(scene.name, "audit-proxy.sh", *map(str, render.INSIDE), *asked)
+    answers = dict(zip(asked, told, strict=False))
+    for what, answer in answers.items():
+        if answer and not re.match(r"HTTP/1\.[01] 403\b", answer):
+            return f"the proxy does not refuse {what}: {answer[:100]}"
+    if silent := [what for what in asked if not answers.get(what)]:
+        raise NotTriedError(f"the proxy gave no answer to {silent[0]}")
     return ""
 
 
@@ -279,6 +334,8 @@ def _mount_memory(scene: Scene) -> str:
     return "" if allowed else "the mount's sshfs may fill this machine's memory"
 
 
+COVERED = {"keys"}
+"""Promises of which an attack looks at all that a quick look does."""
 ATTACKS = (
     Attack("mounts", "a folder of this machine in the VM", _mounts,
            "see $LIMA_HOME/_config; `agent-vm destroy`, then start"),
@@ -287,18 +344,21 @@ ATTACKS = (
     Attack("links", "a link in a workspace to a file here", _links, "run `agent-vm setup`"),
     Attack("sync", "hooks, tags, notes and replaced commits for a fetch", _sync, REPORT),
     Attack("sync", "commits of a branch that was not named", _private, REPORT),
-    Attack("identity", "names, agent and display of this machine", _identity,
+    Attack("identity", "names and uid of this machine's user in the VM", _identity,
            "set vm.name and the VM's user apart from yours"),
+    Attack("identity", "an agent and a display, offered to ssh", _forwarded,
+           "`agent-vm restart` writes the configuration of ssh anew"),
     Attack("impostor", "a VM with another host key", _impostor, "run `agent-vm doctor --fix`"),
     Attack("keys", "keys in process lists and Lima's files", _keys, "change those keys"),
     Attack("keys", "keys in the VM's process list, logs, settings and shell histories",
            _keys_inside, "change those keys"),
     Attack("keys", "keys in kept disks", _keys_kept, "change those keys, and delete that disk"),
     Attack("ports", "a port that the VM opens", _ports, "`agent-vm destroy`, then start"),
-    Attack("ports", "what the VM's processes listen at here", _listeners, "`agent-vm restart`"),
     Attack("network", "this machine's loopback from the VM", _network,
            "run `agent-vm setup`, then `agent-vm restart`"),
     Attack("network", "names from the VM, which have to work", _names, ""),
+    Attack("network", "what is not listed, and this machine's loopback, by the proxy", _way_out,
+           "`agent-vm restart`"),
     Attack("terminal", "files and branches whose names steer a terminal", _terminal, REPORT),
     Attack("trust", "an agent-vm.toml that the VM had changed", _trust, REPORT),
     Attack("walls", "what is not its own, by the user of a walled workspace", _walls,

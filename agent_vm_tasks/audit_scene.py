@@ -52,7 +52,10 @@ class Told:
 
 @dataclass(frozen=True)
 class Scene:
-    """What an audit has laid out: `folder` on this machine, and what the guest reported."""
+    """What an audit has laid out: `folder` on this machine, and what the guest reported.
+
+    `port`: of a service on this machine's loopback.
+    """
 
     settings: Settings
     folder: Path
@@ -61,6 +64,7 @@ class Scene:
     said: dict[str, str]
     heard: bytes = b""
     told: Told | str = "no branch was sent"
+    port: int = 22
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -102,7 +106,8 @@ def laid_out(settings: Settings) -> Iterator[Scene]:
         said = guest.feed(name, "audit.sh", b"\n".join(marks(settings)), *argv)
         try:
             fields = _fields(said.split("\0")[:-1])
-            yield Scene(settings, folder, canary, listening, fields, service.heard(), _lied_to(ws))
+            heard, told = service.heard(), _lied_to(ws)
+            yield Scene(settings, folder, canary, listening, fields, heard, told, service.port)
         finally:
             guest.feed(name, "audit-end.sh", b"", ws.key)
             workspaces.forget(ws)
@@ -157,6 +162,24 @@ def _serve(server: socket.socket, canary: bytes) -> None:
             caller, _ = server.accept()
             with caller:
                 caller.sendall(canary)
+
+
+@contextlib.contextmanager
+def agent(scene: Scene) -> Iterator[tuple[Path, list[bool]]]:
+    """An ssh agent that knows no key: its socket, and a list that gets longer as it is asked."""
+    path, asked = scene.folder / "agent", list[bool]()
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):  # the end
+            while True:
+                server.accept()[0].close()
+                asked.append(True)
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        threading.Thread(target=serve, daemon=True).start()
+        yield path, asked
 
 
 def _throw_away(top: Path, name: str) -> Workspace:

@@ -10,6 +10,7 @@ import hashlib
 import ipaddress
 import os
 import pwd
+import re
 import stat
 from dataclasses import dataclass
 from functools import partial
@@ -182,6 +183,10 @@ def listeners(settings: Settings, instance: Instance) -> str:
     way_out, closed = f"{instance.dir}/proxy/".encode(), False
     for pid, argv in commands(settings.vm.name, instance):
         where = _listening(pid)
+        if where is None and _is_passt(argv):
+            if more := _more_of_passt(argv, instance.ssh_port):
+                return f"passt opens more of this machine than the VM's ssh port: {more}"
+            continue
         closed |= where is None
         for address, port in where or ():
             if not ipaddress.ip_address(address).is_loopback:
@@ -202,6 +207,23 @@ def _listening(pid: int) -> list[tuple[str, int]] | None:
     except OSError:
         return []  # it has ended
     return [where for inode, where in _sockets() if f"socket:[{inode}]" in held]
+
+
+def _is_passt(argv: bytes) -> bool:
+    return argv.partition(b"\0")[0].rpartition(b"/")[2] in {b"passt", b"passt.avx2"}
+
+
+def _more_of_passt(argv: bytes, port: int) -> str:
+    """What a passt was told to open besides the VM's ssh port; options may be cut or put together.
+
+    It hides where it listens from all but root; what it was told it does not hide.
+    """
+    text = argv.decode("utf-8", "replace")
+    for ours in (f"\0--tcp-ports\x00127.0.0.1/{port}:22\0", "\0--udp-ports\0none\0"):
+        text = text.replace(ours, "\0", 1)
+    words = text.rstrip("\0").split("\0")
+    found = [at for at, word in enumerate(words) if re.match(r"-[^-]|--[tu]", word)]
+    return " ".join(words[found[0] : found[0] + 2]) if found else ""
 
 
 def _sockets() -> Iterator[tuple[str, tuple[str, int]]]:

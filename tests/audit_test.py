@@ -6,15 +6,30 @@ import contextlib
 import json
 import os
 import pwd
+import signal
 import socket
 import subprocess
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_vm_tasks import audit, audit_scene, git, image, lima, mount, network, sync, vm
+from agent_vm_tasks import (
+    audit,
+    audit_scene,
+    git,
+    host,
+    image,
+    lima,
+    mount,
+    network,
+    render,
+    sync,
+    vm,
+    walls,
+)
 from agent_vm_tasks import guest as ssh_guest
 from agent_vm_tasks.audit_scene import Scene
 from agent_vm_tasks.intact import NotTriedError
@@ -25,7 +40,6 @@ from .intact_test import listening
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from agent_vm_tasks.process import Result
     from agent_vm_tasks.settings import Settings
@@ -91,6 +105,31 @@ def test_git_that_works_in_the_mount_is_found(
     assert not (scene.folder / "ran").exists()
 
 
+def test_git_and_links_that_were_not_refused_do_not_count_as_held(
+    scene: Scene, unprotected: Scene, guest: Guest
+) -> None:
+    (guest.workspaces / audit_scene.FOLDER).mkdir()
+    with pytest.raises(NotTriedError, match="did not come to ask"):
+        ATTACKS["git"](scene)
+    with pytest.raises(NotTriedError, match="shows no link"):
+        ATTACKS["links"](scene)
+    (guest.workspaces / audit_scene.FOLDER / "link").symlink_to(scene.folder / "missing")
+    assert ATTACKS["links"](scene) == ""
+    with pytest.raises(NotTriedError, match=r"was not refused: .*No such file"):
+        ATTACKS["links"](unprotected)
+
+
+def test_of_a_dead_mount_nothing_is_claimed(scene: Scene, guest: Guest) -> None:
+    laid_out(scene, guest.workspaces)
+    server = mount.server(mount.point(scene.settings))
+    assert server
+    os.kill(server, signal.SIGKILL)
+    conftest.wait_until(lambda: mount.server(mount.point(scene.settings)) is None, "it ends")
+    for promise in ("git", "links", "mount_memory"):
+        with pytest.raises(NotTriedError):
+            ATTACKS[promise](scene)
+
+
 def test_without_a_mount_nothing_is_claimed_of_it(scene: Scene) -> None:
     mount.unmount(scene.settings, force=True)
     for promise in ("git", "links", "mount_memory"):
@@ -103,15 +142,15 @@ def test_without_a_mount_nothing_is_claimed_of_it(scene: Scene) -> None:
     [
         ("mounts", {"mounts": ""}, ""),
         ("mounts", {"mounts": "/mnt/home"}, "mounted in the VM: /mnt/home"),
-        ("identity", {"agent": "", "names": "other\nagent\n/home/agent"}, ""),
-        ("identity", {"agent": "/tmp/ssh-x/agent"}, "an ssh agent or a display"),
+        ("identity", {"names": "other\nagent\n/home/agent"}, ""),
+        ("forwarded", {"agent": "/tmp/ssh-x/agent"}, "an ssh agent or a display"),
         ("identity", {"names": f"x\n{socket.gethostname()}"}, f"knows {socket.gethostname()}"),
         ("identity", {"names": "/home/jane"}, "knows /home/jane"),
         ("identity", {"names": "Jane Doe"}, "knows Jane Doe"),
         ("identity", {"names": "Europe/Paris"}, "knows Europe/Paris"),
-        ("network", {"reached": ""}, ""),
+        ("network", {"reached": "", "tried": "all"}, ""),
         ("network", {"reached": "192.168.5.2"}, "loopback at 192.168.5.2"),
-        ("network", {"names_answered": "192.168.5.3"}, ""),
+        ("network", {"names_answered": "192.168.5.3", "tried": "all"}, ""),
         ("limits", {"sizes": "1 1000 8192"}, ""),
         ("limits", {"sizes": "2 1000 8192"}, "the VM has 2 CPUs, not 1"),
         ("limits", {"sizes": "1 1025 8192"}, "the VM has 1025 MiB of memory, not 1024"),
@@ -133,7 +172,56 @@ def test_what_the_guest_has_is_judged(
     assert bool(found) == bool(through)
 
 
+def test_a_uid_of_this_machine_inside_is_found(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "root:0 agent:1000 ws-000000000000:1234"
+    monkeypatch.setattr(audit, "_ours", set)
+    monkeypatch.setattr(walls, "users", lambda _: ["ws-000000000000"])
+    for uid, more, told in (
+        (1234, "jane:1234", "jane in the VM has your uid, 1234"),
+        (1234, "", ""),
+        (1235, "", ""),
+        (1000, "", ""),
+        (0, "", ""),
+    ):
+        inside = replace(scene, said={"accounts": f"{said} {more}"})
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "geteuid", lambda uid=uid: uid)
+            assert ATTACKS["identity"](inside) == told
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "told"),
+    [
+        ("", "", ""),
+        ("IdentityAgent none", "", "ssh goes to the agent of this machine"),
+        ("IdentityAgent none\n  PreferredAuthentications publickey\n  BatchMode yes",
+         "ForwardAgent yes", "ssh goes to the agent of this machine"),
+        ("ForwardX11 no", "ForwardX11 yes", "ssh offers the VM an agent or a display"),
+    ],
+)  # fmt: skip
+def test_an_agent_and_a_display_that_are_offered_are_found(
+    scene: Scene, line: str, instead: str, told: str
+) -> None:
+    config = ssh_guest.config(VM)
+    config.write_text(config.read_text().replace(line, instead))
+    found = ATTACKS["forwarded"](scene)
+    assert told in found
+    assert bool(found) == bool(told)
+
+
+@pytest.mark.parametrize("promise", ["forwarded", "impostor"])
+def test_an_ssh_that_gets_nowhere_shows_nothing(scene: Scene, promise: str) -> None:
+    config = ssh_guest.config(VM)
+    text = config.read_text()
+    config.write_text(text.replace(f"Port {ssh_guest.port(VM)}", f"Port {conftest.free_port()}"))
+    with pytest.raises(NotTriedError, match="Connection refused"):
+        ATTACKS[promise](scene)
+
+
 def test_what_comes_here_by_udp_is_found(scene: Scene) -> None:
+    scene = replace(scene, said={"tried": "all"})
     assert ATTACKS["network"](replace(scene, heard=b"something else")) == ""
     heard = replace(scene, heard=f"x {CANARY}".encode())
     assert "a datagram of the VM came" in ATTACKS["network"](heard)
@@ -147,7 +235,8 @@ def test_an_open_network_is_not_called_a_fault(scene: Scene) -> None:
 
 
 def test_names_that_are_looked_up_offline_are_found(scene: Scene) -> None:
-    answered = replace(scene, said={"names_answered": "192.168.5.3"})
+    scene = replace(scene, said={"tried": "all"})
+    answered = replace(scene, said={"names_answered": "192.168.5.3", "tried": "all"})
     assert ATTACKS["names"](answered) == ""
     with pytest.raises(NotTriedError, match="gave no answer"):
         ATTACKS["names"](scene)
@@ -163,9 +252,108 @@ def test_mounts_of_limas_own_are_found(scene: Scene, monkeypatch: pytest.MonkeyP
     found = vm.require_exists(VM)
     mixed = replace(found, config={**found.config, "mounts": [{"location": "~"}]})
     monkeypatch.setattr(lima, "find", lambda _: mixed)
-    (finding,) = [each for each in audit.findings(scene) if each.promise == "mounts"]
-    assert finding.held is False
+    (finding,) = [each for each in audit.findings(scene)
+                  if each.promise == "mounts" and each.held is False]  # fmt: skip
     assert "other mounts" in finding.detail
+
+
+def test_an_audit_finds_what_a_quick_look_does_and_says_it_once(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    folder, config = vm.require_exists(VM).dir, ssh_guest.config(VM)
+    (folder / "left.log").write_text(f"key={KEY}\n")
+    (folder / "lima.yaml").write_text((folder / "lima.yaml").read_text() + "# more\n")
+    config.write_text(config.read_text().replace("ForwardX11 no", "ForwardX11 yes"))
+    folder.chmod(0o755)
+    port = conftest.free_port()
+    with listening(socket.AF_INET, "127.0.0.1", port):
+        told = [each.detail for each in audit.findings(scene) if each.held is False]
+        assert {each.detail for each in audit.quick(scene.settings) if not each.held} >= {
+            f"port {port} is open here and is not listed", f"a key is in {folder}/left.log",
+        }  # fmt: skip
+    for once in (
+        f"{folder}/lima.yaml was changed",
+        f"{folder} is open to other users",
+        f"{config} has another forwardx11",
+        f"port {port} is open here",
+        "a key is in",
+    ):
+        assert len([each for each in told if once in each]) == 1
+
+
+def test_a_guest_without_python_shows_nothing_of_its_network_and_ports(
+    scene: Scene, guest: Guest
+) -> None:
+    program = guest.home / "bin/python3"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nexit 127\n")
+    program.chmod(0o755)
+    found = {each.tried: each for each in audit.run(scene.settings)}
+    for tried in ("this machine's loopback from the VM", "a port that the VM opens"):
+        assert found[tried].held is None
+
+
+REFUSED = b"HTTP/1.1 403 Forbidden\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ([REFUSED] * 4, ""),
+        ([b"HTTP/1.1 503 Service Unavailable\r\n\r\n", *[REFUSED] * 3],
+         "does not refuse GET http://unlisted.invalid/: HTTP/1.1 503"),
+        ([REFUSED, b"HTTP/1.1 200 OK\r\n\r\n", *[REFUSED] * 2], "refuse GET http://127.0.0.1/:"),
+        ([*[REFUSED] * 3, b"HTTP/1.1 200 OK\r\n\r\n"], "refuse CONNECT 127.0.0.1:4711: HTTP"),
+        ([*[REFUSED] * 3, b""], None),
+        ([b""] * 4, None),
+        ([], None),
+    ],
+)  # fmt: skip
+def test_a_proxy_that_hands_on_what_is_not_listed_is_found(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, answers: list[bytes], told: str | None
+) -> None:
+    network.note(VM, "allowlist")
+    asked: list[bytes] = []
+    with proxy(answers, asked) as port:
+        monkeypatch.setattr(render, "INSIDE", ("127.0.0.1", port))
+        if told is None:
+            with pytest.raises(NotTriedError, match="gave no answer"):
+                ATTACKS["way_out"](replace(scene, port=4711))
+        else:
+            found = ATTACKS["way_out"](replace(scene, port=4711))
+            assert told in found
+            assert bool(found) == bool(told)
+    wanted = ["GET http://unlisted.invalid/", "GET http://127.0.0.1/", "GET http://127.0.0.1:4711/",
+              "CONNECT 127.0.0.1:4711"]  # fmt: skip
+    assert asked == [f"{each} HTTP/1.0\r\n\r\n".encode() for each in wanted[: len(answers)]]
+
+
+@contextlib.contextmanager
+def proxy(answers: list[bytes], asked: list[bytes]) -> Iterator[int]:
+    """What stands in for the way out, with these answers in turn; its port."""
+
+    def serve() -> None:
+        for answer in answers:
+            caller, _ = server.accept()
+            with caller:
+                with caller.makefile("rb") as lines:
+                    asked.append(lines.readline() + lines.readline())
+                caller.sendall(answer)
+        server.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield port
+        thread.join()
+
+
+def test_without_an_allowlist_no_proxy_is_asked(scene: Scene) -> None:
+    network.note(VM, "internet")
+    with pytest.raises(NotTriedError, match="is not allowlist"):
+        ATTACKS["way_out"](scene)
 
 
 def test_another_host_key_is_refused_and_trust_in_any_is_found(scene: Scene) -> None:
@@ -187,7 +375,9 @@ def test_keys_on_disk_and_in_command_lines_are_found(
     assert ATTACKS["keys"](scene) == ""
     folder = vm.require_exists(VM).dir
     (folder / "left.log").write_text(f"key={KEY}\n")
-    assert "a key is in" in ATTACKS["keys"](scene)
+    with monkeypatch.context() as macos:
+        macos.setattr(host, "is_macos", lambda: True)
+        assert ATTACKS["keys"](scene) == f"a key is in {folder}"
     (folder / "left.log").unlink()
     argv = ["sh", "-c", "read x", f"{folder}/qemu.pid", KEY]
     with subprocess.Popen(argv, stdin=subprocess.PIPE) as shown:
@@ -247,6 +437,9 @@ def test_keys_in_kept_disks_are_found(scene: Scene, monkeypatch: pytest.MonkeyPa
 
 def test_a_port_that_shows_up_here_is_found(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "SHOWS_UP", 0)
+    with pytest.raises(NotTriedError, match="listen in the VM does not"):
+        ATTACKS["ports"](replace(scene, said={"listens": "tcp"}))
+    scene = replace(scene, said={"listens": "tcp udp"})
     with socket.create_server(("127.0.0.1", 0)) as server:
         opened = replace(scene, listening=server.getsockname()[1])
         assert "at 127.0.0.1 here" in ATTACKS["ports"](opened)
@@ -263,13 +456,6 @@ def answer(server: socket.socket) -> None:
     server.sendto(b"guest", server.recvfrom(10)[1])
 
 
-def test_what_the_vms_processes_listen_at_is_found(scene: Scene) -> None:
-    assert ATTACKS["listeners"](scene) == ""
-    port = conftest.free_port()
-    with listening(socket.AF_INET, "127.0.0.1", port):
-        assert ATTACKS["listeners"](scene) == f"port {port} is open here and is not listed"
-
-
 def test_a_port_that_shows_up_late_is_found(scene: Scene) -> None:
     port = conftest.free_port()
 
@@ -283,7 +469,8 @@ def test_a_port_that_shows_up_late_is_found(scene: Scene) -> None:
 
     late = threading.Timer(1, open_late)
     late.start()
-    assert "at 127.0.0.1 here" in ATTACKS["ports"](replace(scene, listening=port))
+    opened = replace(scene, listening=port, said={"listens": "tcp udp"})
+    assert "at 127.0.0.1 here" in ATTACKS["ports"](opened)
     late.join()
 
 
@@ -370,15 +557,21 @@ def test_what_could_not_be_sent_is_not_called_safe(scene: Scene, guest: Guest) -
     assert "pushing audit failed" in lies[0].detail
 
 
-def test_an_audit_leaves_nothing_behind(scene: Scene, guest: Guest, home: Path) -> None:
-    before = files(home)
+def test_an_audit_leaves_nothing_behind(
+    scene: Scene, guest: Guest, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, port = files(home), host.free_port()
+    monkeypatch.setattr(host, "free_port", lambda: port)
     found = audit.run(scene.settings)
-    assert [each.promise for each in found] == [each.promise for each in audit.ATTACKS]
-    held = {each.promise: each.held for each in reversed(found)}
-    assert (held["git"], held["links"], held["impostor"]) == (True, True, True)
+    held = {each.make: (each.promise, each.tried) for each in audit.ATTACKS}
+    told = {(each.promise, each.tried): each.held for each in found}
+    assert [told[held[make]] for make in (audit._git, audit._links, audit._impostor)] == [True] * 3
+    assert told[held[audit._network]] is True
     # This guest is a program on this machine: its ports are those of here.
-    assert held["ports"] is False
-    assert held["keys"] is None
+    assert told[held[audit._ports]] is False
+    assert told[held[audit._keys]] is None
+    assert not [line for line in Path("/proc/net/tcp").read_text().splitlines()
+                if f":{port:04X} 00000000:0000 0A" in line]  # fmt: skip
     assert not (guest.workspaces / audit_scene.FOLDER).exists()
     assert not list((guest.home / ".agent-vm/workspaces").iterdir())
     assert files(home) == before

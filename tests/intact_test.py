@@ -170,6 +170,41 @@ def test_what_a_process_hides_is_not_called_closed(
         assert look(started, "ports").detail == f"port {port} is open here and is not listed"
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ((), ""),
+        (("--tcp-ports", "8000"), "--tcp-ports 8000"),
+        (("--udp-ports=53",), "--udp-ports=53"),
+        (("--tcp-p", "all"), "--tcp-p all"),
+        (("-qt", "all"), "-qt all"),
+        (("--udp-ports", "all"), "--udp-ports all"),
+    ],
+)
+def test_a_passt_that_hides_where_it_listens_is_judged_by_what_it_was_told(
+    started: Settings, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], told: str
+) -> None:
+    port = vm.require_exists(VM).ssh_port
+    ours = ("--no-map-gw", "--tcp-ports", f"127.0.0.1/{port}:22", "--udp-ports", "none")
+    real = intact._listening
+    with passt(*ours, *more) as pid:
+        monkeypatch.setattr(intact, "_listening", lambda its: None if its == pid else real(its))
+        found = look(started, "ports")
+    assert found.held is (not told)
+    assert found.detail.partition("the VM's ssh port: ")[2] == told
+
+
+@pytest.mark.parametrize("where", ["0.0.0.0/{}:22", "127.0.0.1/{}:23", "{}:22", "all"])
+def test_a_passt_with_another_way_in_is_seen(
+    started: Settings, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    where = where.format(vm.require_exists(VM).ssh_port)
+    real = intact._listening
+    with passt("--tcp-ports", where, "--udp-ports", "none") as pid:
+        monkeypatch.setattr(intact, "_listening", lambda its: None if its == pid else real(its))
+        assert look(started, "ports").detail.endswith(f": --tcp-ports {where}")
+
+
 @contextlib.contextmanager
 def listening(family: int, address: str, port: int, file: str = "qmp.sock") -> Iterator[None]:
     """A program of the VM's, by a file on its command line, that listens."""
@@ -217,9 +252,11 @@ def test_a_passt_that_shows_our_loopback_is_seen(started: Settings) -> None:
 @contextlib.contextmanager
 def named(*argv: str) -> Iterator[int]:
     """A process with that command line, as far as the VM's folder goes; it only waits."""
-    line = [word.replace("{}", str(vm.require_exists(VM).dir)) for word in argv]
+    folder = vm.require_exists(VM).dir
+    line = [word.replace("{}", str(folder)) for word in argv]
+    (folder / "wait").write_text("read x\n:\n")
     with subprocess.Popen(
-        ["bash", "-c", 'exec -a "$0" bash -c "read x; :" "$@"', line[0], *line[1:]],
+        ["bash", "-c", 'exec -a "$0" bash "$@"', line[0], str(folder / "wait"), *line[1:]],
         stdin=subprocess.PIPE,
     ) as child:
         cmdline = Path(f"/proc/{child.pid}/cmdline")

@@ -11,6 +11,7 @@ search() { printf '%s\n' "$keys" | timeout 15 sudo -n grep -rslaFf - -- "$@" 2> 
 
 say mounts "$(awk '$0 ~ / - (9p|virtiofs|fuse\.sshfs) / { print $5 }' /proc/self/mountinfo)"
 say agent "${SSH_AUTH_SOCK-}${DISPLAY-}"
+say accounts "$(cut -d: -f1,3 /etc/passwd)"
 say names "$(
     hostname
     getent passwd "$(id -u)" | awk -F: '{ print $1; print $5; print $6 }'
@@ -27,6 +28,34 @@ if [ -n "$keys" ] && sudo -n true 2> /dev/null; then
         search "$HOME"/.*history "$HOME"/.local/share/*/*history* /root/.*history \
             /etc /var/log /var/lib/cloud /mnt/lima-cidata)"
 fi
+
+folder=$HOME/workspace/.agent-vm-audit
+rm -rf "$folder"
+mkdir -p "$folder" "$HOME/.agent-vm/workspaces"
+
+# What shall not be had on the host; it is there already when it is asked at the end.
+setsid timeout 120 python3 -c '
+import socket, sys, threading
+def udp(family, address):
+    with socket.socket(family, socket.SOCK_DGRAM) as server:
+        server.bind((address, int(sys.argv[1])))
+        while True:
+            server.sendto(b"guest", server.recvfrom(10)[1])
+threading.Thread(target=udp, args=(socket.AF_INET, "0.0.0.0"), daemon=True).start()
+with socket.create_server(("", int(sys.argv[1]))) as server:
+    while True:
+        server.accept()[0].sendall(b"guest")
+' "$listen" > /dev/null 2>&1 < /dev/null &
+echo $! > "$folder/listener"
+heard() { # tcp|udp: says so where it answers
+    local said
+    (
+        exec 3<> "/dev/$1/127.0.0.1/$listen"
+        [ "$1" = tcp ] || printf '?' >&3
+        read -r -N 5 -t 2 said <&3
+        [ "$said" != guest ] || printf '%s ' "$1"
+    )
+}
 
 # Each way at once, as those that are closed may be silent; who answers for names is asked for ".".
 tried=$(timeout 12 python3 - "$canary" "$port" << 'PYTHON'
@@ -64,34 +93,32 @@ ways = {"192.168.5.2", "192.168.5.3", "fec0::2", "fec0::3", "::ffff:192.168.5.2"
         *gateways("-4"), *gateways("-6")}
 tries = [(tcp, way) for way in ways] + [(udp, way) for way in ways]
 tries += [(names, "192.168.5.2"), (names, "192.168.5.3")]
-threads = [threading.Thread(target=call, args=(way,)) for call, way in tries]
+ended = []
+def attempt(call, way):
+    call(way)
+    ended.append(way)
+threads = [threading.Thread(target=attempt, args=each) for each in tries]
 for each in threads:
     each.start()
 for each in threads:
     each.join()
+if len(ended) == len(tries):
+    print("tried all")
 PYTHON
 )
 say reached "$(awk '$1 == "reached" { print $2 }' <<< "$tried")"
+say tried "$(awk '$1 == "tried" { print $2 }' <<< "$tried")"
 say names_answered "$(awk '$1 == "names" { print $2 }' <<< "$tried")"
 
-folder=$HOME/workspace/.agent-vm-audit
-rm -rf "$folder"
-mkdir -p "$folder" "$HOME/.agent-vm/workspaces"
 ln -s "$file" "$folder/link"
 git init -q "$folder/repository"
 git init -q "$folder/workspace"
 git -C "$folder/workspace" symbolic-ref HEAD refs/heads/audit
 ln -sfnT "../../workspace/.agent-vm-audit/workspace" "$HOME/.agent-vm/workspaces/$key"
-setsid timeout 60 python3 -c '
-import socket, sys, threading
-def udp(family, address):
-    with socket.socket(family, socket.SOCK_DGRAM) as server:
-        server.bind((address, int(sys.argv[1])))
-        while True:
-            server.sendto(b"guest", server.recvfrom(10)[1])
-threading.Thread(target=udp, args=(socket.AF_INET, "0.0.0.0"), daemon=True).start()
-with socket.create_server(("", int(sys.argv[1]))) as server:
-    while True:
-        server.accept()[0].sendall(b"guest")
-' "$listen" > /dev/null 2>&1 < /dev/null &
+for _ in {1..50}; do
+    listens=$(heard tcp 2> /dev/null; heard udp 2> /dev/null)
+    [ "$listens" != 'tcp udp ' ] || break
+    sleep 0.1
+done
+say listens "${listens% }"
 say 'done' yes

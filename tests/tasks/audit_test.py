@@ -36,6 +36,7 @@ def attacked(
         Attack("lacks", "no lock", cannot, "nothing"),
     ]
     monkeypatch.setattr(audit, "ATTACKS", attacks)
+    monkeypatch.setattr(intact, "FACTS", [])
 
 
 def test_each_promise_has_a_line_and_what_is_broken_fails(

@@ -67,6 +67,7 @@ def test_a_fresh_vm_holds_in_time_with_nothing_left_behind(keyed: User) -> None:
     tried = {each["promise"] for each in (*found["held"], *found["broken"])}
     assert tried >= {"mounts", "git", "links", "sync", "identity", "impostor", "keys", "ports",
                      "network", "terminal", "trust", "limits"}  # fmt: skip
+    assert {each["promise"] for each in found["not tried"]} <= {"keys", "network", "walls"}
     assert inside(keyed, look) == before
 
 
