@@ -85,12 +85,9 @@ def keep(chosen: Settings, say: Say) -> None:
     if _pid(folder) and _port(folder) and state.read(folder / "rules") == rules:
         return
     with state.lock(chosen.vm.name, say, "proxy.lock"):
-        running = _pid(folder)
         port = _port(folder) or host.free_port()  # a running VM's QEMU knows the old one
         _write(folder, chosen, port, rules)
-        if running:
-            os.kill(running, signal.SIGHUP)
-        else:
+        if not _rereads(_pid(folder)):
             _start(folder, port)
         _await(folder, port, rules)
         lima.put(folder, {"rules": rules})
@@ -230,6 +227,15 @@ def _start(folder: Path, port: int) -> None:
     if host.which("prlimit"):
         argv = ["prlimit", f"--as={LARGEST_MEMORY}", *argv]
     process.run(argv, user=host.service_user(), env=lima.environment(), cwd="/", timeout=PATIENCE)
+
+
+def _rereads(pid: int) -> bool:
+    """Have the squid of that process id read its rules anew; False where it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        if pid:
+            os.kill(pid, signal.SIGHUP)
+            return True
+    return False
 
 
 def _await(folder: Path, port: int, rules: str) -> None:

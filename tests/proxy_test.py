@@ -166,6 +166,22 @@ def test_one_that_was_killed_comes_back_at_the_port_that_qemu_knows(
     assert command.endswith(f" -t 5 STDIO TCP:127.0.0.1:{port}")
 
 
+def test_one_that_ends_while_it_is_told_of_new_rules_is_started_anew(
+    squid: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, kill = keep(mine(home, "")), os.kill
+
+    def late(pid: int, number: int) -> None:
+        if number == signal.SIGHUP:
+            proxy._kill(squid)
+            raise ProcessLookupError
+        kill(pid, number)
+
+    monkeypatch.setattr(os, "kill", late)
+    assert keep(mine(home, allow("new.invalid"))) != first
+    assert "not on the list" not in answer(squid, "new.invalid")
+
+
 def test_it_listens_on_the_loopback_alone_and_ends_with_the_vm(squid: Path, home: Path) -> None:
     keep(mine(home, ""))
     port = int((squid / "port").read_text())
