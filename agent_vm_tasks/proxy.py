@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from . import data, host, lima, process, secrets, settings, state
 from .errors import AgentVMError
@@ -142,13 +142,16 @@ def learned(found: Iterable[Decision], chosen: Settings) -> dict[str, list[Decis
 
 
 def allowed(chosen: Settings) -> tuple[str, ...]:
-    """What the VM may reach: our list, the settings', and the mirrors that they name."""
+    """What the VM may reach: our list, the settings', and the mirrors that they name.
+
+    An IPv6 address in place of a name is none that a list opens.
+    """
     common = data.entries(data.root() / "common" / "network" / "allow.txt")
     packages = chosen.packages
     mirrors = (packages.debian_mirror, packages.npm_registry, packages.python_index,
                packages.go_proxy, packages.lima_releases)  # fmt: skip
-    parts = [urlsplit(each) for each in mirrors if each]
-    named = [f"{part.hostname}:{part.port}" if part.port else f"{part.hostname}" for part in parts]
+    found = filter(None, (re.match(r"https?://([^/\[]+)", each) for each in mirrors))
+    named = [each[1].lower() for each in found]
     return tuple(dict.fromkeys((*common, *chosen.network.allow, *named)))
 
 
