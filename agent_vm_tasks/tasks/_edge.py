@@ -25,7 +25,8 @@ INTERRUPTED = 130
 READER_GONE = 141  # what the shell reports of a program ended by SIGPIPE
 SURROUNDINGS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EPIPE, errno.EFBIG,
-    errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENOTCONN, errno.ENOTDIR, errno.ESTALE,
+    errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTCONN, errno.ENOTDIR,
+    errno.ESTALE,
 }  # fmt: skip
 
 
