@@ -135,6 +135,10 @@ def _taken(file: TextIO) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:  # a network file system may have no locks
+        raise AgentVMError(
+            f"{file.name} cannot be locked: {error.strerror}", "set HOME to a local disk"
+        ) from None
     return True
 
 

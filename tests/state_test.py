@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import signal
@@ -158,6 +160,18 @@ def test_a_free_lock_says_nothing(home: Path) -> None:
     with state.lock("other", said.append), state.lock(VM, said.append):
         pass
     assert said == []
+
+
+def test_a_home_without_locks_is_one_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    said = f"{home}/.agent-vm/{VM}/lock cannot be locked: No locks available; set HOME to a local"
+    with pytest.raises(AgentVMError, match=said), state.lock(VM, print):
+        raise AssertionError
+    with pytest.raises(AgentVMError, match=said):
+        state.owner(VM)
 
 
 @pytest.mark.parametrize("length", [40, 70, 120])
