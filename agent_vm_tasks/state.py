@@ -92,7 +92,15 @@ def write(path: Path, text: str) -> None:
 def leftovers(name: str) -> list[Path]:
     """Files that a killed `write` left behind."""
     before = time.time() - console.STILL
-    return [path for path in folder(name).glob(".*.*") if path.stat().st_mtime < before]
+    return [path for path in folder(name).glob(".*.*") if _touched(path) < before]
+
+
+def _touched(path: Path) -> float:
+    """When it was last written; now where a `write` at work has just put it in its place."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 @contextlib.contextmanager

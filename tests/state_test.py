@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +23,6 @@ from .conftest import VM, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 HOLD = """
 import sys, time
@@ -90,6 +90,14 @@ def test_a_file_is_private_and_a_failed_write_leaves_the_old_one(home: Path) -> 
         state.write(path, "\udcff")
     assert path.read_text() == "old"
     assert {entry.name for entry in home.iterdir()} == {".gitconfig", "file"}
+
+
+def test_files_that_a_write_at_work_has_just_put_in_place_are_no_leftovers(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = state.folder(VM) / ".ssh.config.gone"
+    monkeypatch.setattr(Path, "glob", lambda *_: [gone])
+    assert state.leftovers(VM) == []
 
 
 def test_the_lock_makes_another_command_wait_and_names_it(
