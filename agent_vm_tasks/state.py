@@ -166,16 +166,17 @@ def control_path(name: str) -> Path:
     """Where ssh keeps the socket of the shared connection.
 
     A socket's path has a limit of 108 bytes (104 on macOS), of which ssh takes 17 for a temporary
-    name; a deep home falls back to a private folder under the temporary directory.
+    name; a deep home falls back to a private folder under the temporary directory, where each of
+    the user's homes has names of its own. Raises AgentVMError where that folder is not ours.
     """
     path = folder(name) / "ssh.sock"
     if len(os.fsencode(path)) + 17 < 104:  # noqa: PLR2004
         return path
+    import hashlib
     import tempfile
 
-    private = Path(tempfile.gettempdir()) / f"agent-vm-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        private.mkdir(mode=0o700)
-    if not private.is_dir() or private.stat().st_uid != os.getuid():
-        raise AgentVMError(f"{private} belongs to somebody else", "remove it, or set TMPDIR")
-    return private / f"{name}.sock"
+    private = Path(tempfile.gettempdir()) / f"agent-vm-{os.geteuid()}"
+    make(private)
+    if private.is_symlink():
+        raise AgentVMError(f"{private} is a link", "remove it, or set TMPDIR")
+    return private / hashlib.sha256(os.fsencode(path)).hexdigest()[:16]

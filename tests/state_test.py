@@ -196,15 +196,46 @@ def test_the_connections_socket_can_be_bound(
     assert state.control_path(VM).parent.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.fixture
+def deep(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home too deep for a socket; what is temporary goes beside it."""
+    folder = home / ("deep" * 30)
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", str(home))
+    return folder
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
 def test_a_folder_of_somebody_else_is_no_place_for_the_socket(
-    home: Path, monkeypatch: pytest.MonkeyPatch
+    deep: Path,
 ) -> None:
-    (home / ("deep" * 30)).mkdir()
-    monkeypatch.setenv("HOME", str(home / ("deep" * 30)))
-    monkeypatch.setattr("tempfile.tempdir", str(home))
-    private = home / f"agent-vm-{os.getuid()}"
+    private = deep.parent / f"agent-vm-{os.geteuid()}"
     private.mkdir(mode=0o777)
     os.chown(private, 65534, 65534)
-    with pytest.raises(AgentVMError, match="belongs to somebody else"):
+    with pytest.raises(AgentVMError, match="belongs to another user"):
         state.control_path(VM)
+
+
+def test_a_folder_for_the_socket_that_others_can_enter_is_made_private(deep: Path) -> None:
+    private = deep.parent / f"agent-vm-{os.geteuid()}"
+    private.mkdir()
+    private.chmod(0o777)
+    assert state.control_path(VM).parent == private
+    assert private.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_link_in_place_of_the_folder_for_the_socket_is_refused(deep: Path) -> None:
+    private = deep.parent / f"agent-vm-{os.geteuid()}"
+    private.symlink_to(deep)
+    with pytest.raises(AgentVMError, match=f"{private} is a link"):
+        state.control_path(VM)
+
+
+def test_two_deep_homes_share_no_connection(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = {state.control_path(name) for name in (VM, "other")}
+    (deep / "more").mkdir()
+    monkeypatch.setenv("HOME", str(deep / "more"))
+    paths |= {state.control_path(name) for name in (VM, "other")}
+    assert len(paths) == 4
+    assert {path.parent for path in paths} == {deep.parent / f"agent-vm-{os.geteuid()}"}
