@@ -194,7 +194,10 @@ def qemu_version() -> tuple[int, int, int] | None:
     qemu = shutil.which(f"qemu-system-{arch()}")
     if not qemu:
         return None
-    return _version(process.run([qemu, "--version"], check=False, timeout=PATIENCE).stdout)
+    try:
+        return _version(process.run([qemu, "--version"], check=False, timeout=PATIENCE).stdout)
+    except AgentVMError:
+        return None
 
 
 def qemu_joins_passt() -> bool:
@@ -222,8 +225,13 @@ def _told_to_terminal(argv: list[str]) -> str:
     passt 2025_05_03 prints its version and ends by _exit(2) without a flush (its conf.c).
     """
     ours, theirs = os.openpty()
-    child = process.popen(argv, stdin=subprocess.DEVNULL, stdout=theirs)
-    os.close(theirs)
+    try:
+        child = process.popen(argv, stdin=subprocess.DEVNULL, stdout=theirs)
+    except AgentVMError:  # it does not even start
+        os.close(ours)
+        return ""
+    finally:
+        os.close(theirs)
     try:
         child.wait(PATIENCE)
         return os.read(ours, 1000).decode("utf-8", "replace")
@@ -255,7 +263,8 @@ def kvm() -> Kvm:
     if trouble := kvm_device_trouble():
         return Kvm(works=False, reason=trouble)
     if qemu_version() is None:
-        return Kvm(works=False, reason="QEMU is not installed, so KVM could not be tried")
+        reason = "QEMU is not installed, or broken, so KVM could not be tried"
+        return Kvm(works=False, reason=reason)
     return _boot("kvm", "host")
 
 
@@ -340,7 +349,7 @@ def _lima() -> Check:
 def _qemu() -> Check:
     version = qemu_version()
     if version is None or not which("qemu-img"):
-        detail = f"qemu-system-{arch()} or qemu-img is not installed"
+        detail = f"qemu-system-{arch()} or qemu-img is not installed, or tells no version"
         return Check("qemu", ok=False, required=True, detail=detail, fix=_SETUP)
     if version >= QEMU_TO_EMULATE or _quiet_kvm().works:
         return Check("qemu", ok=True, required=True, detail=dotted(version))
@@ -404,9 +413,12 @@ def _git() -> Check:
 
 def _sshfs() -> Check:
     fix = "install macFUSE and sshfs 3.7.6 or newer" if is_macos() else _SETUP
-    if not which("sshfs"):
+    keeps, broken = _quiet_sshfs()
+    if broken:
+        problem = broken
+    elif not which("sshfs"):
         problem = "sshfs is not installed"
-    elif not has_contain_symlinks():
+    elif not keeps:
         problem = "sshfs has no contain_symlinks (CVE-2026-47187): links could open host files"
     elif not is_macos() and not Path("/dev/fuse").exists():
         problem, fix = "there is no /dev/fuse", "run `modprobe fuse` as root"
@@ -414,6 +426,14 @@ def _sshfs() -> Check:
         return Check("sshfs", ok=True, required=False, detail="keeps links inside the mount")
     fix += "; only the mount needs it"
     return Check("sshfs", ok=False, required=False, detail=problem, fix=fix)
+
+
+def _quiet_sshfs() -> tuple[bool, str]:
+    """Whether sshfs keeps links inside the mount, and why it cannot be asked."""
+    try:
+        return has_contain_symlinks(), ""
+    except AgentVMError as error:
+        return False, error.message
 
 
 def room(place: Path) -> int:

@@ -245,5 +245,32 @@ def test_everything_that_is_wrong_says_what_to_do(programs: Path) -> None:
     assert all(check.fix and check.detail for check in wrong)
 
 
+BROKEN = {"hangs": "exec sleep 60", "cut off": None}
+
+
+@linux_only
+@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.parametrize("program", [QEMU, "passt", "sshfs"])
+def test_a_broken_program_is_one_line_of_all(
+    device: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, program: str, how: str
+) -> None:
+    monkeypatch.setattr(host, "PATIENCE", 0.2)
+    script(programs, "qemu-img")
+    script(programs, program, BROKEN[how] or "")
+    if not BROKEN[how]:
+        (programs / program).write_bytes(b"\x7fELF")
+    names = [check.name for check in host.checks() if not check.ok]
+    assert {QEMU: "qemu"}.get(program, program) in names
+    assert names[-1] in {"sshfs", "disk"}
+
+
+@linux_only
+def test_a_passt_that_does_not_start_is_none_that_will_do(programs: Path) -> None:
+    script(programs, "passt").write_bytes(b"\x7fELF")
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
+    assert 0 < host.passt_day() < host.PASST_MINIMUM
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
+
+
 def ran() -> int:
     return host._RAN[host.arch()]
