@@ -165,14 +165,21 @@ def limactl() -> str:
 def lima_version(program: str | None = None) -> tuple[int, int, int]:
     """Lima's version, of `program` if given; raises AgentVMError when it does not tell one."""
     program = program or limactl()
-    env = {**os.environ, "HOME": str(service_home())}
     result = process.run(
-        [program, "--version"], check=False, env=env, cwd="/", timeout=PATIENCE, user=service_user()
-    )
+        [program, "--version"], check=False, env=_environment(), cwd="/", timeout=PATIENCE,
+        user=service_user(),
+    )  # fmt: skip
     version = _version(result.stdout)
     if not result.ok or version is None:
         raise AgentVMError(f"{program} --version does not work: {result.reason}", _SETUP)
     return version
+
+
+def _environment() -> dict[str, str]:
+    """What a program gets that runs as the account of limactl: none of the user's API keys."""
+    from . import lima
+
+    return lima.environment()
 
 
 def require_lima(program: str | None = None) -> None:
@@ -275,7 +282,7 @@ def kvm_device_trouble() -> str:
         return f"there is no {device}"
     opens = ["test", "-r", device, "-a", "-w", device]
     user = service_user()
-    if process.run(opens, check=False, cwd="/", user=user).ok:
+    if process.run(opens, check=False, env=_environment(), cwd="/", user=user).ok:
         return ""
     return f"{device} may not be opened by {user or 'this account'}"
 
@@ -470,7 +477,8 @@ def _boot(accel: str, cpu: str) -> Kvm:
                 "-display", "none", "-no-reboot", "-bios", file.name,
                 "-machine", *_MACHINE[machine]]  # fmt: skip
         try:
-            result = process.run(argv, check=False, cwd="/", timeout=5, user=service_user())
+            result = process.run(argv, check=False, env=_environment(), cwd="/", timeout=5,
+                                 user=service_user())  # fmt: skip
         except AgentVMError:
             return Kvm(works=False, reason="/dev/kvm opens, but a guest does not run on it")
     if result.status == _RAN[machine]:

@@ -245,6 +245,23 @@ def test_everything_that_is_wrong_says_what_to_do(programs: Path) -> None:
     assert all(check.fix and check.detail for check in wrong)
 
 
+@linux_only
+def test_what_runs_as_the_account_of_limactl_gets_no_secrets(
+    device: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "secret")
+    for name in ("limactl", "test"):
+        script(programs, name, f"env > {programs}/{name}.env; echo version 2.2.0")
+    boots = f"case $* in *--version) echo version 10.0;; *) env > {programs}/qemu.env;; esac"
+    script(programs, QEMU, boots)
+    host.lima_version()
+    host.kvm()
+    for name in ("limactl", "test", "qemu"):
+        lines = (programs / f"{name}.env").read_text("utf-8").splitlines()
+        assert f"HOME={os.environ['HOME']}" in lines
+        assert "ANTHROPIC_API_KEY=secret" not in lines
+
+
 BROKEN = {"hangs": "exec sleep 60", "cut off": None}
 
 

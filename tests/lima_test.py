@@ -287,6 +287,16 @@ def test_limactl_gets_what_it_needs_and_no_secrets(
     assert lines[-1] == "/"
 
 
+def test_who_writes_into_the_vms_folder_gets_no_secrets(
+    program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "secret")
+    script(program(""), "tar", f"env > {tmp_path}/env; cat > {tmp_path}/tar")
+    lima.put(tmp_path / "folder", {"file": "text"})
+    assert f"HOME={Path.home()}" in (tmp_path / "env").read_text().splitlines()
+    assert "secret" not in (tmp_path / "env").read_text()
+
+
 def test_stop_by_force_never_fails(program: Program) -> None:
     folder = program("exit 1")
     lima.stop(NAME, force=True)
