@@ -182,7 +182,8 @@ def filled(text: str) -> dict[str, Any]:
 def stop(name: str, *, force: bool = False) -> None:
     """Power the VM down; with `force` by ending its processes (never fails)."""
     if force:
-        _limactl("stop", "--tty=false", "--force", name, timeout=60)
+        with contextlib.suppress(AgentVMError):  # limactl may be missing, or hang
+            _limactl("stop", "--tty=false", "--force", name, timeout=60)
         return
     result = _limactl("stop", "--tty=false", name, timeout=240)
     if not result.ok:

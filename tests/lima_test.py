@@ -303,6 +303,30 @@ def test_stop_by_force_never_fails(program: Program) -> None:
     assert calls(folder) == ["limactl stop --tty=false --force agent-vm"]
 
 
+@pytest.mark.usefixtures("impatient")
+def test_stop_by_force_goes_on_without_a_limactl_that_answers(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = program("sleep 60")
+    lima.stop(NAME, force=True)
+    assert calls(folder) == ["limactl stop --tty=false --force agent-vm"]
+    monkeypatch.setattr(shutil, "which", lambda *_args, **_more: None)
+    lima.stop(NAME, force=True)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_ctrl_c_stays_one_when_the_vm_cannot_be_stopped(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = program("sleep 60")
+    monkeypatch.setattr(lima, "_watch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lima.start(instance(folder), lambda _: None, {})
+
+
 def test_a_stop_that_fails_is_told(limactl: Limactl) -> None:
     limactl.change(status="Running")
     limactl.fail("stop", "it is on fire")
