@@ -151,7 +151,7 @@ def asked(instance: Instance) -> str:
     """The configuration the instance was made from, before Lima mixes the user's own into it."""
     try:
         return (instance.dir / "lima.yaml").read_text("utf-8")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise AgentVMError(
             f"the VM {instance.name} has lost its configuration: {error}",
             "`agent-vm destroy` removes it",

@@ -327,6 +327,16 @@ def test_ctrl_c_stays_one_when_the_vm_cannot_be_stopped(
         lima.start(instance(folder), lambda _: None, {})
 
 
+@pytest.mark.parametrize("content", [None, b"# caf\xe9\n"])
+def test_a_configuration_that_cannot_be_read_is_one_line(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    if content:
+        (tmp_path / "lima.yaml").write_bytes(content)
+    with pytest.raises(AgentVMError, match=r"has lost its configuration: .*; `agent-vm destroy`"):
+        lima.asked(instance(tmp_path))
+
+
 def test_a_stop_that_fails_is_told(limactl: Limactl) -> None:
     limactl.change(status="Running")
     limactl.fail("stop", "it is on fire")
