@@ -1,4 +1,4 @@
-"""limactl: list, create, start, stop, delete, edit. Nothing else calls limactl."""
+"""limactl: list, create, start, stop, delete. Elsewhere it is only asked for its version."""
 
 from __future__ import annotations
 
@@ -271,9 +271,7 @@ def put(folder: Path, texts: Mapping[str, str]) -> None:
     modes = {name: 0o755 if text.startswith("#!") else 0o644 for name, text in texts.items()}
     files = {name: (text.encode(), modes[name]) for name, text in texts.items()}
     argv = ["sh", "-c", 'mkdir -p "$1" && tar -xf - -C "$1"', "sh", str(folder)]
-    process.run(
-        argv, stdin=stages.tar(files), env=environment(), cwd="/", user=host.service_user()
-    )
+    process.run(argv, stdin=stages.tar(files), env=environment(), cwd="/", user=host.service_user())
 
 
 def _home() -> Path:
