@@ -281,7 +281,11 @@ def _leftovers() -> list[Path]:
 
 
 def _touched(folder: Path) -> float:
-    return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    """When something in it was last written; now where something has just gone, or itself has."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    except FileNotFoundError:
+        return time.time()
 
 
 FAULTS = (

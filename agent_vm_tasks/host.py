@@ -165,14 +165,21 @@ def limactl() -> str:
 def lima_version(program: str | None = None) -> tuple[int, int, int]:
     """Lima's version, of `program` if given; raises AgentVMError when it does not tell one."""
     program = program or limactl()
-    env = {**os.environ, "HOME": str(service_home())}
     result = process.run(
-        [program, "--version"], check=False, env=env, cwd="/", timeout=PATIENCE, user=service_user()
-    )
+        [program, "--version"], check=False, env=_environment(), cwd="/", timeout=PATIENCE,
+        user=service_user(),
+    )  # fmt: skip
     version = _version(result.stdout)
     if not result.ok or version is None:
         raise AgentVMError(f"{program} --version does not work: {result.reason}", _SETUP)
     return version
+
+
+def _environment() -> dict[str, str]:
+    """What a program gets that runs as the account of limactl: none of the user's API keys."""
+    from . import lima
+
+    return lima.environment()
 
 
 def require_lima(program: str | None = None) -> None:
@@ -194,7 +201,10 @@ def qemu_version() -> tuple[int, int, int] | None:
     qemu = shutil.which(f"qemu-system-{arch()}")
     if not qemu:
         return None
-    return _version(process.run([qemu, "--version"], check=False, timeout=PATIENCE).stdout)
+    try:
+        return _version(process.run([qemu, "--version"], check=False, timeout=PATIENCE).stdout)
+    except AgentVMError:
+        return None
 
 
 def qemu_joins_passt() -> bool:
@@ -222,8 +232,13 @@ def _told_to_terminal(argv: list[str]) -> str:
     passt 2025_05_03 prints its version and ends by _exit(2) without a flush (its conf.c).
     """
     ours, theirs = os.openpty()
-    child = process.popen(argv, stdin=subprocess.DEVNULL, stdout=theirs)
-    os.close(theirs)
+    try:
+        child = process.popen(argv, stdin=subprocess.DEVNULL, stdout=theirs)
+    except AgentVMError:  # it does not even start
+        os.close(ours)
+        return ""
+    finally:
+        os.close(theirs)
     try:
         child.wait(PATIENCE)
         return os.read(ours, 1000).decode("utf-8", "replace")
@@ -255,7 +270,8 @@ def kvm() -> Kvm:
     if trouble := kvm_device_trouble():
         return Kvm(works=False, reason=trouble)
     if qemu_version() is None:
-        return Kvm(works=False, reason="QEMU is not installed, so KVM could not be tried")
+        reason = "QEMU is not installed, or broken, so KVM could not be tried"
+        return Kvm(works=False, reason=reason)
     return _boot("kvm", "host")
 
 
@@ -266,7 +282,7 @@ def kvm_device_trouble() -> str:
         return f"there is no {device}"
     opens = ["test", "-r", device, "-a", "-w", device]
     user = service_user()
-    if process.run(opens, check=False, cwd="/", user=user).ok:
+    if process.run(opens, check=False, env=_environment(), cwd="/", user=user).ok:
         return ""
     return f"{device} may not be opened by {user or 'this account'}"
 
@@ -340,7 +356,7 @@ def _lima() -> Check:
 def _qemu() -> Check:
     version = qemu_version()
     if version is None or not which("qemu-img"):
-        detail = f"qemu-system-{arch()} or qemu-img is not installed"
+        detail = f"qemu-system-{arch()} or qemu-img is not installed, or tells no version"
         return Check("qemu", ok=False, required=True, detail=detail, fix=_SETUP)
     if version >= QEMU_TO_EMULATE or _quiet_kvm().works:
         return Check("qemu", ok=True, required=True, detail=dotted(version))
@@ -404,9 +420,12 @@ def _git() -> Check:
 
 def _sshfs() -> Check:
     fix = "install macFUSE and sshfs 3.7.6 or newer" if is_macos() else _SETUP
-    if not which("sshfs"):
+    keeps, broken = _quiet_sshfs()
+    if broken:
+        problem = broken
+    elif not which("sshfs"):
         problem = "sshfs is not installed"
-    elif not has_contain_symlinks():
+    elif not keeps:
         problem = "sshfs has no contain_symlinks (CVE-2026-47187): links could open host files"
     elif not is_macos() and not Path("/dev/fuse").exists():
         problem, fix = "there is no /dev/fuse", "run `modprobe fuse` as root"
@@ -414,6 +433,14 @@ def _sshfs() -> Check:
         return Check("sshfs", ok=True, required=False, detail="keeps links inside the mount")
     fix += "; only the mount needs it"
     return Check("sshfs", ok=False, required=False, detail=problem, fix=fix)
+
+
+def _quiet_sshfs() -> tuple[bool, str]:
+    """Whether sshfs keeps links inside the mount, and why it cannot be asked."""
+    try:
+        return has_contain_symlinks(), ""
+    except AgentVMError as error:
+        return False, error.message
 
 
 def room(place: Path) -> int:
@@ -450,7 +477,8 @@ def _boot(accel: str, cpu: str) -> Kvm:
                 "-display", "none", "-no-reboot", "-bios", file.name,
                 "-machine", *_MACHINE[machine]]  # fmt: skip
         try:
-            result = process.run(argv, check=False, cwd="/", timeout=5, user=service_user())
+            result = process.run(argv, check=False, env=_environment(), cwd="/", timeout=5,
+                                 user=service_user())  # fmt: skip
         except AgentVMError:
             return Kvm(works=False, reason="/dev/kvm opens, but a guest does not run on it")
     if result.status == _RAN[machine]:

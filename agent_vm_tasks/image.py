@@ -131,7 +131,8 @@ def _build_into(folder: Path, packages: Sequence[str], sources: Sequence[str], s
     """Build in a folder beside `folder` and rename: a cut-off build is never used."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="build-", dir=folder.parent))
-    work.chmod(0o777)  # mmdebstrap's user namespace writes here as another uid
+    if os.geteuid() != 0:
+        work.chmod(0o777)  # mmdebstrap's user namespace writes here as another uid; root has none
     try:
         _bootstrap(work, packages, sources, say)
         say("packing the image")

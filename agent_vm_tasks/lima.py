@@ -1,4 +1,4 @@
-"""limactl: list, create, start, stop, delete, edit. Nothing else calls limactl."""
+"""limactl: list, create, start, stop, delete. Elsewhere it is only asked for its version."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def asked(instance: Instance) -> str:
     """The configuration the instance was made from, before Lima mixes the user's own into it."""
     try:
         return (instance.dir / "lima.yaml").read_text("utf-8")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise AgentVMError(
             f"the VM {instance.name} has lost its configuration: {error}",
             "`agent-vm destroy` removes it",
@@ -182,7 +182,8 @@ def filled(text: str) -> dict[str, Any]:
 def stop(name: str, *, force: bool = False) -> None:
     """Power the VM down; with `force` by ending its processes (never fails)."""
     if force:
-        _limactl("stop", "--tty=false", "--force", name, timeout=60)
+        with contextlib.suppress(AgentVMError):  # limactl may be missing, or hang
+            _limactl("stop", "--tty=false", "--force", name, timeout=60)
         return
     result = _limactl("stop", "--tty=false", name, timeout=240)
     if not result.ok:
@@ -270,7 +271,7 @@ def put(folder: Path, texts: Mapping[str, str]) -> None:
     modes = {name: 0o755 if text.startswith("#!") else 0o644 for name, text in texts.items()}
     files = {name: (text.encode(), modes[name]) for name, text in texts.items()}
     argv = ["sh", "-c", 'mkdir -p "$1" && tar -xf - -C "$1"', "sh", str(folder)]
-    process.run(argv, stdin=stages.tar(files), cwd="/", user=host.service_user())
+    process.run(argv, stdin=stages.tar(files), env=environment(), cwd="/", user=host.service_user())
 
 
 def _home() -> Path:

@@ -88,7 +88,7 @@ def _by_release(work: Path, releases: str, say: Say) -> Path:
     try:
         with urllib.request.urlopen(url, timeout=20) as answer, file.open("wb") as out:  # noqa: S310
             shutil.copyfileobj(answer, out)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise steps.trouble("the release could not be downloaded", str(error)) from None
     if hashlib.sha256(file.read_bytes()).hexdigest() != _RELEASE_SHA256[file.name]:
         raise AgentVMError(f"{file.name} is not the file that was published (sha256 differs)")

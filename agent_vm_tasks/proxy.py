@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from . import data, host, lima, process, secrets, settings, state
 from .errors import AgentVMError
@@ -85,12 +85,9 @@ def keep(chosen: Settings, say: Say) -> None:
     if _pid(folder) and _port(folder) and state.read(folder / "rules") == rules:
         return
     with state.lock(chosen.vm.name, say, "proxy.lock"):
-        running = _pid(folder)
         port = _port(folder) or host.free_port()  # a running VM's QEMU knows the old one
         _write(folder, chosen, port, rules)
-        if running:
-            os.kill(running, signal.SIGHUP)
-        else:
+        if not _rereads(_pid(folder)):
             _start(folder, port)
         _await(folder, port, rules)
         lima.put(folder, {"rules": rules})
@@ -145,13 +142,16 @@ def learned(found: Iterable[Decision], chosen: Settings) -> dict[str, list[Decis
 
 
 def allowed(chosen: Settings) -> tuple[str, ...]:
-    """What the VM may reach: our list, the settings', and the mirrors that they name."""
+    """What the VM may reach: our list, the settings', and the mirrors that they name.
+
+    An IPv6 address in place of a name is none that a list opens.
+    """
     common = data.entries(data.root() / "common" / "network" / "allow.txt")
     packages = chosen.packages
     mirrors = (packages.debian_mirror, packages.npm_registry, packages.python_index,
                packages.go_proxy, packages.lima_releases)  # fmt: skip
-    parts = [urlsplit(each) for each in mirrors if each]
-    named = [f"{part.hostname}:{part.port}" if part.port else f"{part.hostname}" for part in parts]
+    found = filter(None, (re.match(r"https?://([^/\[]+)", each) for each in mirrors))
+    named = [each[1].lower() for each in found]
     return tuple(dict.fromkeys((*common, *chosen.network.allow, *named)))
 
 
@@ -230,6 +230,15 @@ def _start(folder: Path, port: int) -> None:
     if host.which("prlimit"):
         argv = ["prlimit", f"--as={LARGEST_MEMORY}", *argv]
     process.run(argv, user=host.service_user(), env=lima.environment(), cwd="/", timeout=PATIENCE)
+
+
+def _rereads(pid: int) -> bool:
+    """Have the squid of that process id read its rules anew; False where it has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        if pid:
+            os.kill(pid, signal.SIGHUP)
+            return True
+    return False
 
 
 def _await(folder: Path, port: int, rules: str) -> None:

@@ -102,18 +102,13 @@ def resolver(settings: Settings) -> str:
 
 def _image(image: Image) -> dict[str, Any]:
     """Lima's form of an image; entries with nothing in them are left out."""
-    entry: dict[str, Any] = {"location": image.location, "arch": _arch()}
+    entry: dict[str, Any] = {"location": image.location, "arch": host.arch()}
     if image.digest:
         entry["digest"] = image.digest
     if image.kernel:
         entry["kernel"] = {"location": image.kernel, "cmdline": image.cmdline}
         entry["initrd"] = {"location": image.initrd}
     return entry
-
-
-def _arch() -> str:
-    machine = platform.machine()
-    return "aarch64" if machine == "arm64" else machine
 
 
 def certificates(settings: Settings) -> list[str]:

@@ -145,12 +145,12 @@ _IMAGE = checks.text(
     '"auto", "cloud", "build", a path from / or ~/, or an https URL without a password',
     rf"auto|cloud|build|{checks.PATH}|https://[^\s/@]+/[^\s@]+",
 )
-_URL = checks.text(
-    "an http or https URL without a password",
-    r"(https?://[A-Za-z0-9.:_\[\]-]+(/[A-Za-z0-9._~:/?&+,;=%-]*)?)?",
-)
 _LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _PORT = "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+_URL = checks.text(
+    "an http or https URL without a password",
+    rf"(https?://([A-Za-z0-9._-]+|\[[0-9a-fA-F:]+\])(:({_PORT}))?(/[A-Za-z0-9._~:/?&+,;=%-]*)?)?",
+)
 ALLOWED = rf"(\*\.|\.)?({_LABEL}\.){{1,20}}(?![0-9]+(:|$))(?!0x){_LABEL}(:({_PORT}))?"
 """An entry of network.allow: a name, and no address in any notation, with or without a port."""
 _ALLOWED = checks.text(

@@ -15,7 +15,7 @@ from . import data, host, lima_archive, render, trust
 from .errors import AgentVMError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from .settings import Settings
 
@@ -149,13 +149,12 @@ def own_home_files(settings: Settings) -> Files:
     if not top.is_dir():
         raise AgentVMError(f"home.path: there is no folder {top}")
     try:
-        files = files_in(top)
+        size = sum(path.stat().st_size for path in _files(top))
+        if size > LARGEST_HOME:
+            raise AgentVMError(f"home.path: {top} holds {size >> 20} MiB, more than 100 MiB")
+        return files_in(top)
     except OSError as error:
         raise AgentVMError(f"home.path: {error.filename}: {error.strerror}") from None
-    size = sum(len(content) for content, _ in files.values())
-    if size > LARGEST_HOME:
-        raise AgentVMError(f"home.path: {top} holds {size >> 20} MiB, more than 100 MiB")
-    return files
 
 
 def repository_script(settings: Settings) -> bytes:
@@ -203,8 +202,12 @@ def _script(name: str) -> bytes:
 
 def files_in(top: Path) -> Files:
     """Every file below a folder."""
-    paths = sorted(path for path in top.rglob("*") if path.is_file())
+    paths = sorted(_files(top))
     return {str(path.relative_to(top)): (path.read_bytes(), _mode(path)) for path in paths}
+
+
+def _files(top: Path) -> Iterator[Path]:
+    return (path for path in top.rglob("*") if path.is_file())
 
 
 def _mode(path: Path) -> int:

@@ -92,7 +92,15 @@ def write(path: Path, text: str) -> None:
 def leftovers(name: str) -> list[Path]:
     """Files that a killed `write` left behind."""
     before = time.time() - console.STILL
-    return [path for path in folder(name).glob(".*.*") if path.stat().st_mtime < before]
+    return [path for path in folder(name).glob(".*.*") if _touched(path) < before]
+
+
+def _touched(path: Path) -> float:
+    """When it was last written; now where a `write` at work has just put it in its place."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 @contextlib.contextmanager
@@ -135,6 +143,10 @@ def _taken(file: TextIO) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:  # a network file system may have no locks
+        raise AgentVMError(
+            f"{file.name} cannot be locked: {error.strerror}", "set HOME to a local disk"
+        ) from None
     return True
 
 
@@ -154,16 +166,17 @@ def control_path(name: str) -> Path:
     """Where ssh keeps the socket of the shared connection.
 
     A socket's path has a limit of 108 bytes (104 on macOS), of which ssh takes 17 for a temporary
-    name; a deep home falls back to a private folder under the temporary directory.
+    name; a deep home falls back to a private folder under the temporary directory, where each of
+    the user's homes has names of its own. Raises AgentVMError where that folder is not ours.
     """
     path = folder(name) / "ssh.sock"
     if len(os.fsencode(path)) + 17 < 104:  # noqa: PLR2004
         return path
+    import hashlib
     import tempfile
 
-    private = Path(tempfile.gettempdir()) / f"agent-vm-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        private.mkdir(mode=0o700)
-    if not private.is_dir() or private.stat().st_uid != os.getuid():
-        raise AgentVMError(f"{private} belongs to somebody else", "remove it, or set TMPDIR")
-    return private / f"{name}.sock"
+    private = Path(tempfile.gettempdir()) / f"agent-vm-{os.geteuid()}"
+    make(private)
+    if private.is_symlink():
+        raise AgentVMError(f"{private} is a link", "remove it, or set TMPDIR")
+    return private / hashlib.sha256(os.fsencode(path)).hexdigest()[:16]

@@ -423,8 +423,7 @@ def _note(name: str, word: str) -> None:
 
 
 def _noted(name: str) -> list[str]:
-    mark = _ready_mark(name)
-    return mark.read_text("utf-8", "replace").split() if mark.exists() else []
+    return state.read(_ready_mark(name)).split()
 
 
 def _asked(settings: Settings) -> str:

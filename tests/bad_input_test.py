@@ -95,6 +95,11 @@ SETTINGS = [
      "workspace.include: .env is not a file of <home>/src/app"),
     (r"""ln -s .env .env; mine '[workspace]\ninclude = [".env"]'""", "push fix", 1,
      "workspace.include: .env is not a file of <home>/src/app"),
+    (r"""mine "[workspace]\ninclude = [\"$(many n 256)\"]" """, "push fix", 1,
+     "nnn: File name too long"),
+    (r"""mine "[home]\npath = \"~/$(many n 256)\"" """, "start", 1, "nnn: File name too long"),
+    (r"""mine "[vm]\nimage = \"~/$(many n 256)\"" """, "start", 1, "nnn: File name too long"),
+    (r"""export LIMA_HOME="/$(many n 256)" """, "status", 1, "nnn: File name too long"),
     (r"""ln -s /etc/passwd .env; mine '[workspace]\ninclude = [".env"]'""", "connect fix", 1,
      "workspace.include: .env is not a file of <home>/src/app"),
 ]  # fmt: skip

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,7 +25,6 @@ from .family import family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from .conftest import Limactl
 
@@ -387,6 +387,25 @@ def test_what_killed_commands_left_of_disks(settings: Settings, limactl: Limactl
     assert "build-old" in faults(settings)["leftovers"]
     repaired(settings)
     assert [folder.exists() for folder in (*old, *new)] == [False, False, True, True, True]
+
+
+@pytest.mark.parametrize("gone", ["build-new", "build-new/raw"])
+def test_a_build_that_goes_on_beside_the_look_is_none_of_it(
+    settings: Settings, limactl: Limactl, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    (image.cache() / "build-new").mkdir(parents=True)
+    listed = Path.iterdir
+
+    def late(folder: Path) -> Iterator[Path]:
+        if folder.name != "build-new":
+            return listed(folder)
+        if gone == folder.name:
+            folder.rmdir()
+            return listed(folder)
+        return iter([folder / "raw"])
+
+    monkeypatch.setattr(Path, "iterdir", late)
+    assert "leftovers" not in faults(settings)
 
 
 def test_a_look_at_a_dead_vm_takes_less_than_ten_seconds(

@@ -245,5 +245,49 @@ def test_everything_that_is_wrong_says_what_to_do(programs: Path) -> None:
     assert all(check.fix and check.detail for check in wrong)
 
 
+@linux_only
+def test_what_runs_as_the_account_of_limactl_gets_no_secrets(
+    device: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "secret")
+    for name in ("limactl", "test"):
+        script(programs, name, f"env > {programs}/{name}.env; echo version 2.2.0")
+    boots = f"case $* in *--version) echo version 10.0;; *) env > {programs}/qemu.env;; esac"
+    script(programs, QEMU, boots)
+    host.lima_version()
+    host.kvm()
+    for name in ("limactl", "test", "qemu"):
+        lines = (programs / f"{name}.env").read_text("utf-8").splitlines()
+        assert f"HOME={os.environ['HOME']}" in lines
+        assert "ANTHROPIC_API_KEY=secret" not in lines
+
+
+BROKEN = {"hangs": "exec sleep 60", "cut off": None}
+
+
+@linux_only
+@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.parametrize("program", [QEMU, "passt", "sshfs"])
+def test_a_broken_program_is_one_line_of_all(
+    device: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, program: str, how: str
+) -> None:
+    monkeypatch.setattr(host, "PATIENCE", 0.2)
+    script(programs, "qemu-img")
+    script(programs, program, BROKEN[how] or "")
+    if not BROKEN[how]:
+        (programs / program).write_bytes(b"\x7fELF")
+    names = [check.name for check in host.checks() if not check.ok]
+    assert {QEMU: "qemu"}.get(program, program) in names
+    assert names[-1] in {"sshfs", "disk"}
+
+
+@linux_only
+def test_a_passt_that_does_not_start_is_none_that_will_do(programs: Path) -> None:
+    script(programs, "passt").write_bytes(b"\x7fELF")
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
+    assert 0 < host.passt_day() < host.PASST_MINIMUM
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
+
+
 def ran() -> int:
     return host._RAN[host.arch()]

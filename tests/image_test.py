@@ -44,7 +44,7 @@ def builder(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path
     """Make mmdebstrap of a shell script, with the programs around it; gives their record."""
     if not shutil.which("qemu-img"):
         pytest.skip("qemu-img is not installed")
-    folder = only_tools(home / "bin", "qemu-img", "truncate")
+    folder = only_tools(home / "bin", "qemu-img", "stat", "truncate")
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setattr(host, "service_user", lambda: None)
     monkeypatch.setattr(platform, "system", lambda: "Linux")
@@ -229,6 +229,19 @@ def test_a_full_disk_while_packing_leaves_nothing(
     with pytest.raises(AgentVMError, match=r"qemu-img failed: .*No space left"):
         chosen("build")
     assert left(home) == []
+
+
+@pytest.mark.parametrize(("account", "mode"), [(0, "700"), (1000, "777")])
+def test_others_write_where_it_is_built_only_as_the_user_namespace_needs(
+    builder: Callable[[str], Path], home: Path, monkeypatch: pytest.MonkeyPatch, account: int,
+    mode: str,
+) -> None:  # fmt: skip
+    """Root's mmdebstrap has no such namespace: a link laid there would lead root's own writes."""
+    builder(f'{BUILDS}stat -c %a "$out" > {home}/mode')
+    monkeypatch.setattr(os, "geteuid", lambda: account)
+    (made,) = chosen("build")
+    assert (home / "mode").read_text() == f"{mode}\n"
+    assert Path(made.location).parent.stat().st_mode & 0o777 == 0o755
 
 
 def test_two_builds_at_once_give_one_image(builder: Callable[[str], Path], home: Path) -> None:

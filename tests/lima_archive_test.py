@@ -131,10 +131,11 @@ def test_a_release_that_is_cut_off_is_not_used(
     assert lima_archive.archive(server.packages, ignore).name == NAME
 
 
-def test_without_the_release_it_is_built_from_the_module(machine: Path) -> None:
+@pytest.mark.parametrize("releases", ["http://127.0.0.1:9/lima", "http://[:::]/lima"])
+def test_without_the_release_it_is_built_from_the_module(machine: Path, releases: str) -> None:
     go(machine)
     told: list[str] = []
-    found = lima_archive.archive(NOWHERE, told.append)
+    found = lima_archive.archive(Packages(lima_releases=releases), told.append)
     assert cache(machine) == [NAME]
     assert any("the release could not be downloaded" in line for line in told)
     assert any("mod download -json github.com/lima-vm/lima/v2@v2.2.0" in line for line in told)

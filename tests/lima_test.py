@@ -287,10 +287,54 @@ def test_limactl_gets_what_it_needs_and_no_secrets(
     assert lines[-1] == "/"
 
 
+def test_who_writes_into_the_vms_folder_gets_no_secrets(
+    program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "secret")
+    script(program(""), "tar", f"env > {tmp_path}/env; cat > {tmp_path}/tar")
+    lima.put(tmp_path / "folder", {"file": "text"})
+    assert f"HOME={Path.home()}" in (tmp_path / "env").read_text().splitlines()
+    assert "secret" not in (tmp_path / "env").read_text()
+
+
 def test_stop_by_force_never_fails(program: Program) -> None:
     folder = program("exit 1")
     lima.stop(NAME, force=True)
     assert calls(folder) == ["limactl stop --tty=false --force agent-vm"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_stop_by_force_goes_on_without_a_limactl_that_answers(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = program("sleep 60")
+    lima.stop(NAME, force=True)
+    assert calls(folder) == ["limactl stop --tty=false --force agent-vm"]
+    monkeypatch.setattr(shutil, "which", lambda *_args, **_more: None)
+    lima.stop(NAME, force=True)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_ctrl_c_stays_one_when_the_vm_cannot_be_stopped(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = program("sleep 60")
+    monkeypatch.setattr(lima, "_watch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lima.start(instance(folder), lambda _: None, {})
+
+
+@pytest.mark.parametrize("content", [None, b"# caf\xe9\n"])
+def test_a_configuration_that_cannot_be_read_is_one_line(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    if content:
+        (tmp_path / "lima.yaml").write_bytes(content)
+    with pytest.raises(AgentVMError, match=r"has lost its configuration: .*; `agent-vm destroy`"):
+        lima.asked(instance(tmp_path))
 
 
 def test_a_stop_that_fails_is_told(limactl: Limactl) -> None:

@@ -120,6 +120,16 @@ def test_force_on_macos_does_not_wait_for_a_server_that_hangs(
     assert f"umount -f {point}" in calls(tmp_path)
 
 
+def test_a_server_that_ended_by_itself_is_no_trouble_for_force(
+    chosen: Settings, mounted: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    monkeypatch.setattr(mount, "server", lambda _: gone.pid)
+    assert mount.unmount(chosen, force=True)
+    assert not mounts(home)
+
+
 def test_files_of_this_machine_are_not_hidden(chosen: Settings, home: Path) -> None:
     point = mount.point(chosen)
     point.mkdir(parents=True)

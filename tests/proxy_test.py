@@ -89,9 +89,20 @@ def test_our_own_list_holds_entries_only_and_no_double(home: Path) -> None:
 
 
 def test_lists_and_mirrors_add_up(home: Path) -> None:
-    mirror = '[packages]\nnpm_registry = "https://npm.corp.org:8443/x"\n'
-    found = proxy.allowed(mine(home, f"{allow('a.org')}{mirror}"))
-    assert {"a.org", "npm.corp.org:8443", "pypi.org"} <= set(found)
+    mirrors = """[packages]
+        npm_registry = "https://npm.corp.org:8443/x"
+        go_proxy = "https://Go.corp.org"
+        """
+    found = proxy.allowed(mine(home, f"{allow('a.org')}{mirrors}"))
+    assert {"a.org", "npm.corp.org:8443", "go.corp.org", "pypi.org"} <= set(found)
+
+
+@pytest.mark.parametrize("mirror", ["http://[fd00::1]", "http://[::1]:3142/x", "http://[:::]/"])
+def test_a_mirror_by_address_is_no_entry(home: Path, mirror: str) -> None:
+    """No list opens addresses: those of a company are private."""
+    chosen = mine(home, f'[packages]\nnpm_registry = "{mirror}"\n')
+    assert proxy.allowed(chosen) == proxy.allowed(settings.Settings())
+    proxy.patterns(proxy.allowed(chosen))
 
 
 def test_a_repositorys_hosts_wait_for_trust(home: Path, repository: Path) -> None:
@@ -164,6 +175,22 @@ def test_one_that_was_killed_comes_back_at_the_port_that_qemu_knows(
     assert (squid / "port").read_text() == port
     assert command == proxy.command(VM)
     assert command.endswith(f" -t 5 STDIO TCP:127.0.0.1:{port}")
+
+
+def test_one_that_ends_while_it_is_told_of_new_rules_is_started_anew(
+    squid: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, kill = keep(mine(home, "")), os.kill
+
+    def late(pid: int, number: int) -> None:
+        if number == signal.SIGHUP:
+            proxy._kill(squid)
+            raise ProcessLookupError
+        kill(pid, number)
+
+    monkeypatch.setattr(os, "kill", late)
+    assert keep(mine(home, allow("new.invalid"))) != first
+    assert "not on the list" not in answer(squid, "new.invalid")
 
 
 def test_it_listens_on_the_loopback_alone_and_ends_with_the_vm(squid: Path, home: Path) -> None:

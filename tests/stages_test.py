@@ -134,6 +134,17 @@ def test_own_home_files_that_cannot_be_had_are_named(
         stages.own_home_files(own("~/agents"))
 
 
+def test_own_home_files_are_weighed_before_they_are_read(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "agents").mkdir()
+    with (home / "agents" / "large").open("wb") as file:
+        file.truncate(stages.LARGEST_HOME + 1)
+    monkeypatch.delattr("pathlib.Path.read_bytes")
+    with pytest.raises(AgentVMError, match="holds 100 MiB, more than 100 MiB"):
+        stages.own_home_files(own("~/agents"))
+
+
 def scripted(repository: Path, name: str = "vm.sh") -> Settings:
     found = Settings(provision=Provision(script=name))
     sources = {**found.sources, "provision.script": str(repository / "agent-vm.toml")}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import signal
@@ -9,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +23,6 @@ from .conftest import VM, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 HOLD = """
 import sys, time
@@ -88,6 +90,14 @@ def test_a_file_is_private_and_a_failed_write_leaves_the_old_one(home: Path) -> 
         state.write(path, "\udcff")
     assert path.read_text() == "old"
     assert {entry.name for entry in home.iterdir()} == {".gitconfig", "file"}
+
+
+def test_files_that_a_write_at_work_has_just_put_in_place_are_no_leftovers(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = state.folder(VM) / ".ssh.config.gone"
+    monkeypatch.setattr(Path, "glob", lambda *_: [gone])
+    assert state.leftovers(VM) == []
 
 
 def test_the_lock_makes_another_command_wait_and_names_it(
@@ -160,6 +170,18 @@ def test_a_free_lock_says_nothing(home: Path) -> None:
     assert said == []
 
 
+def test_a_home_without_locks_is_one_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    said = f"{home}/.agent-vm/{VM}/lock cannot be locked: No locks available; set HOME to a local"
+    with pytest.raises(AgentVMError, match=said), state.lock(VM, print):
+        raise AssertionError
+    with pytest.raises(AgentVMError, match=said):
+        state.owner(VM)
+
+
 @pytest.mark.parametrize("length", [40, 70, 120])
 def test_the_connections_socket_can_be_bound(
     home: Path, monkeypatch: pytest.MonkeyPatch, length: int
@@ -174,15 +196,46 @@ def test_the_connections_socket_can_be_bound(
     assert state.control_path(VM).parent.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.fixture
+def deep(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home too deep for a socket; what is temporary goes beside it."""
+    folder = home / ("deep" * 30)
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", str(home))
+    return folder
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
 def test_a_folder_of_somebody_else_is_no_place_for_the_socket(
-    home: Path, monkeypatch: pytest.MonkeyPatch
+    deep: Path,
 ) -> None:
-    (home / ("deep" * 30)).mkdir()
-    monkeypatch.setenv("HOME", str(home / ("deep" * 30)))
-    monkeypatch.setattr("tempfile.tempdir", str(home))
-    private = home / f"agent-vm-{os.getuid()}"
+    private = deep.parent / f"agent-vm-{os.geteuid()}"
     private.mkdir(mode=0o777)
     os.chown(private, 65534, 65534)
-    with pytest.raises(AgentVMError, match="belongs to somebody else"):
+    with pytest.raises(AgentVMError, match="belongs to another user"):
         state.control_path(VM)
+
+
+def test_a_folder_for_the_socket_that_others_can_enter_is_made_private(deep: Path) -> None:
+    private = deep.parent / f"agent-vm-{os.geteuid()}"
+    private.mkdir()
+    private.chmod(0o777)
+    assert state.control_path(VM).parent == private
+    assert private.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_link_in_place_of_the_folder_for_the_socket_is_refused(deep: Path) -> None:
+    private = deep.parent / f"agent-vm-{os.geteuid()}"
+    private.symlink_to(deep)
+    with pytest.raises(AgentVMError, match=f"{private} is a link"):
+        state.control_path(VM)
+
+
+def test_two_deep_homes_share_no_connection(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = {state.control_path(name) for name in (VM, "other")}
+    (deep / "more").mkdir()
+    monkeypatch.setenv("HOME", str(deep / "more"))
+    paths |= {state.control_path(name) for name in (VM, "other")}
+    assert len(paths) == 4
+    assert {path.parent for path in paths} == {deep.parent / f"agent-vm-{os.geteuid()}"}

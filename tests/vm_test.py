@@ -129,6 +129,13 @@ def test_a_stopped_vm_is_booted_again_and_found_at_its_new_port(
     assert vm.ready(VM)
 
 
+def test_a_boot_that_unmarks_the_vm_beside_the_look_is_no_trouble(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "exists", lambda _: True)  # it goes after this look
+    assert not vm.outdated(Settings())
+
+
 def test_two_starts_at_once_make_one_vm(limactl: Limactl, settings: Settings) -> None:
     said: list[str] = []
     starts = [threading.Thread(target=vm.start, args=(settings, said.append)) for _ in range(2)]

@@ -7,7 +7,7 @@ import functools
 import os
 import select
 import sys
-from io import UnsupportedOperation
+from io import TextIOWrapper, UnsupportedOperation
 from typing import TYPE_CHECKING, ParamSpec, TextIO, TypeVar
 
 from invoke.exceptions import Exit
@@ -25,7 +25,8 @@ INTERRUPTED = 130
 READER_GONE = 141  # what the shell reports of a program ended by SIGPIPE
 SURROUNDINGS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EPIPE, errno.EFBIG,
-    errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENOTCONN, errno.ENOTDIR, errno.ESTALE,
+    errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTCONN, errno.ENOTDIR,
+    errno.ESTALE,
 }  # fmt: skip
 
 
@@ -67,6 +68,8 @@ def agreed(doing: str) -> bool:
     if not sys.stdin.isatty() or not sys.stderr.isatty():
         raise AgentVMError(f"will not {doing} without being asked to", "add --force")
     print(one_line(f"agent-vm: {doing}? [y/N] "), end="", file=sys.stderr, flush=True)
+    if isinstance(sys.stdin, TextIOWrapper):  # a key pressed in another encoding is no "yes"
+        sys.stdin.reconfigure(errors="replace")
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 

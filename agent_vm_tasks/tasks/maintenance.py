@@ -1,4 +1,4 @@
-"""provision, render, logs, ssh-config: looking after the VM."""
+"""provision, tools, refresh-home, bake, prune, render, logs, ssh-config: looking after the VM."""
 
 from __future__ import annotations
 

@@ -79,6 +79,21 @@ def test_each_error_has_its_status(error: AgentVMError, status: int) -> None:
     assert caught.value.code == status
 
 
+@pytest.mark.parametrize("typed", [b"\xe9\n", b"y\xff\n"])
+def test_an_answer_in_another_encoding_is_no_yes(typed: bytes) -> None:
+    ours, theirs = os.openpty()
+    program = "from agent_vm_tasks.tasks._edge import agreed; print(agreed('do it'))"
+    os.write(ours, typed)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"},
+        stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, check=False,
+    )  # fmt: skip
+    os.close(ours)
+    os.close(theirs)
+    assert (done.returncode, done.stdout) == (0, b"False\n")
+
+
 def test_a_message_cannot_write_to_the_terminal() -> None:
     done = run("raise AgentVMError('\\x1b]0;owned\\x07 \\u202e \\udcff')")
     assert done.stderr == "agent-vm: \\x1b]0;owned\\x07 \\u202e \\udcff\nstatus 1\n"
