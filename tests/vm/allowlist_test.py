@@ -24,7 +24,7 @@ from agent_vm_tasks import proxy
 from tests.attacks import internet
 from tests.attacks.proxy_test import PUBLIC, UNSHARE, Internet, reached
 
-from .conftest import NAME, User, inside, lima_home
+from .conftest import NAME, PROGRAM, User, inside, lima_home
 from .network_test import own, services  # noqa: F401  fixtures
 
 if TYPE_CHECKING:
@@ -274,6 +274,11 @@ time.sleep(20)
 PY
 sleep 18
 """
+
+
+def test_an_audit_asks_the_proxy(listed: User) -> None:
+    found = json.loads(listed.run(PROGRAM, "audit", "--json").stdout)["findings"]
+    assert [each["held"] for each in found if "by the proxy" in each["tried"]] == [True]
 
 
 def test_another_mode_leaves_nothing_of_it(listed: User) -> None:
