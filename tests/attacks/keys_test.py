@@ -100,7 +100,8 @@ def test_what_agent_vm_tells_logs_and_keeps_has_no_value(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("DEBUG")
-    for words in (["connect", "fix", "--", "true"], ["secrets"], ["secrets", "--json"], ["status"]):
+    for words in (["connect", "fix", "--", "true"], ["secrets"], ["secrets", "--json"], ["status"],
+                  ["render"]):  # fmt: skip
         program.run(["agent-vm", *words], exit=False)
     said = capfd.readouterr()
     assert "run: ssh" in caplog.text
