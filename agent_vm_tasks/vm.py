@@ -318,7 +318,7 @@ def _keep(instance: Instance, say: Say) -> list[str]:
         return []
     try:
         golden.keep(instance, say)
-    except AgentVMError as error:
+    except (AgentVMError, OSError) as error:  # as a full disk
         return [f"the provisioned disk was not kept: {error}"]
     return []
 

@@ -444,6 +444,21 @@ def test_only_a_vm_that_nobody_can_have_worked_in_has_its_disk_kept(
     assert kept == ["disk", "disk"]
 
 
+@pytest.mark.parametrize("trouble", [AgentVMError("no room"), OSError(28, "no room")])
+def test_a_disk_that_cannot_be_kept_is_a_warning(
+    limactl: Limactl, settings: Settings, monkeypatch: pytest.MonkeyPatch, trouble: Exception
+) -> None:
+    def keep(*_: object) -> None:
+        raise trouble
+
+    monkeypatch.setattr(provision, "run", lambda *_, **__: True)
+    monkeypatch.setattr(golden, "keep", keep)
+    wanted = replace(settings, provision=Provision(enabled=True))
+    warnings = vm.start(wanted, lambda _: None).warnings
+    assert [line for line in warnings if "disk was not kept" in line and "no room" in line]
+    assert vm.ready(VM)
+
+
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The stages of each provisioning, which does nothing; "fail" as the first makes it fail."""
