@@ -128,6 +128,11 @@ def test_what_was_tried_is_told_and_a_change_is_in_force_at_once(listed: User) -
     assert "X-Agent-VM: this host" not in inside(listed, "curl -sv http://late.org/ 2>&1")
 
 
+def test_an_audit_asks_the_proxy(listed: User) -> None:
+    found = json.loads(listed.run(PROGRAM, "audit", "--json").stdout)["findings"]
+    assert [each["held"] for each in found if "by the proxy" in each["tried"]] == [True]
+
+
 # By its rules in the test's internet
 
 
@@ -274,11 +279,6 @@ time.sleep(20)
 PY
 sleep 18
 """
-
-
-def test_an_audit_asks_the_proxy(listed: User) -> None:
-    found = json.loads(listed.run(PROGRAM, "audit", "--json").stdout)["findings"]
-    assert [each["held"] for each in found if "by the proxy" in each["tried"]] == [True]
 
 
 def test_another_mode_leaves_nothing_of_it(listed: User) -> None:
