@@ -132,12 +132,12 @@ def test_the_hosts_loopback_is_out_of_reach_and_names_work(
     assert inside(vm, NAMES) == "found\n"
 
 
-LOOPBACK = "this machine's loopback from the VM"
+AUDITED = "this machine's loopback from the VM"
 
 
 def test_an_audit_of_a_real_vm_says_what_the_network_is(vm: User) -> None:
     found = json.loads(vm.run(PROGRAM, "audit", "--json").stdout)["findings"]
-    (loopback,) = [each["held"] for each in found if each["tried"] == LOOPBACK]
+    (loopback,) = [each["held"] for each in found if each["tried"] == AUDITED]
     assert loopback is ("Network: open" not in vm.agent_vm("status"))
 
 
