@@ -266,7 +266,7 @@ def _network(scene: Scene) -> str:
         return f"the VM reached a service of this machine's loopback at {reached.split()[0]}"
     if scene.canary.encode() in scene.heard:
         return "a datagram of the VM came to a service of this machine's loopback"
-    if mode in intact.RESTRICTED and scene.said.get("names_answered"):
+    if mode in network.RESTRICTED and scene.said.get("names_answered"):
         return f"the network is {mode}, but a name was looked up"
     if not scene.said.get("tried"):
         raise NotTriedError("the VM did not get to the end of its ways: python3 there failed")
@@ -292,7 +292,7 @@ def _way_out(scene: Scene) -> str:
 
 def _names(scene: Scene) -> str:
     mode = network.in_force(scene.name)
-    if mode in intact.RESTRICTED:
+    if mode in network.RESTRICTED:
         raise NotTriedError(f"the network is {mode}")
     if not scene.said.get("names_answered"):
         raise NotTriedError("the VM's resolver gave no answer: perhaps this machine has none")

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 LARGEST_LOG = 64 * 2**20
 """Bytes of a file of Lima's in which keys are looked for: larger ones are disks."""
-RESTRICTED = {"offline", "allowlist"}
-"""Modes of the network in which QEMU lets nothing out but what it is told to."""
 SHORTEST_KEY = 8
 _LISTENS = "0A"
 """A socket's state in /proc/net/tcp."""
@@ -249,7 +247,7 @@ def _network(settings: Settings, instance: Instance) -> str:
     if b"qemu-system" not in argv.partition(b"\0")[0]:
         raise NotTriedError("no QEMU of the VM runs here")
     restricted, passt = b"restrict=on" in argv, b"passt.sock" in argv
-    has = RESTRICTED if restricted else {"internet"} if passt else {"open"}
+    has = network.RESTRICTED if restricted else {"internet"} if passt else {"open"}
     if mode not in has:
         return f"QEMU does not run with the network {mode}"
     if passt and not any(b"--no-map-gw" in each for _, each in commands(name, instance)):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .lima import Instance
     from .settings import Settings
 
+RESTRICTED = {"offline", "allowlist"}
+"""Modes in which QEMU lets nothing out but what it is told to."""
 _MACOS = "that can be kept from it under QEMU on Linux only"
 _NO_PASST = f"there is no passt of {host.PASST_MINIMUM // 10000} or newer"
 _OLDER = "an older agent-vm made the VM (destroy, then start, renews it)"
@@ -67,7 +69,7 @@ def require_enforceable(chosen: Settings, mode: str) -> None:
     """Raise AgentVMError for a mode below internet that this host cannot enforce."""
     from . import proxy
 
-    if mode in {"offline", "allowlist"} and not host.uses_qemu(chosen.vm.vm_type):
+    if mode in RESTRICTED and not host.uses_qemu(chosen.vm.vm_type):
         raise _impossible(mode, _MACOS, "use vm_type qemu on Linux, or another mode")
     if mode == "allowlist" and (missing := proxy.lacks()):
         raise _impossible(mode, missing, "`agent-vm setup` installs it")
